@@ -1,0 +1,1 @@
+"""How events are acted on. May import streams and models, never deploy."""

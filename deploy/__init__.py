@@ -1,0 +1,1 @@
+"""How it all is run: the front door, local services, sandbox, dashboards."""

@@ -1,0 +1,1 @@
+"""What things are: words of Headrace. Pydantic and the standard library only; no I/O."""

@@ -1,0 +1,1 @@
+"""How events come in and are kept. May import models, nothing above."""
