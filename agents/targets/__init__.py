@@ -1,0 +1,1 @@
+"""One file = one target; the folder is the registry."""

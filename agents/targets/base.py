@@ -1,0 +1,84 @@
+"""What a target is: the contract every file of this folder fulfils and the conformance suite tests.
+
+A target knows its own wire and nothing of Kafka, Faust, merge or revisions. It raises; the writer's guard catches. A target is found by
+its file name: agents/targets/<type>.py holds one class named `Target` that fulfils the protocol below.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from models.write import Body, OnDelete, WriteResult
+
+ColumnType = Literal["text", "number", "boolean", "date", "datetime", "json"]
+Columns = Mapping[str, ColumnType]
+"""Top-level fields of a mapped body and their types, from the map."""
+
+
+class Options(BaseModel):
+    """Base of a target's own options in the flow file: unknown keys are mistakes. Secrets are SecretStr."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    """What the target shall hold under one key; at most one per key in a batch, compared after the target's own normalising.
+
+    body        the whole record, or None: nobody speaks for this key any longer (then `on_delete` says what to do)
+    turn        grows per key; a target that can compare applies it only when it is not below the one it holds
+    image       body last written as far as we know (None: nothing, or unknown)
+    id          the target's own id from an earlier result
+    rename_to   the key this one becomes (body is None); in a target with `renames` the old record is renamed, data follows in its own write
+    meta        position, committed, received, revision, source, route: for columns that people read
+    """
+
+    object: str
+    key: str
+    body: Body | None
+    turn: int
+    on_delete: OnDelete
+    image: Body | None = None
+    id: str | None = None
+    rename_to: str | None = None
+    meta: Mapping[str, Any]
+
+
+class TargetLike(Protocol):
+    """The protocol. The constructor takes (name, options, installation) and does no I/O.
+
+    batch_records, batch_bytes   the most one `write` may hold
+    requests_per_second          of the whole project, None = no limit; the writer shares it out over workers
+    compares                     True: applies a turn atomically (PostgreSQL)
+    renames                      True: a changed key renames the record instead of deleting it
+    """
+
+    options_class: type[Options]
+    batch_records: int
+    batch_bytes: int
+    requests_per_second: float | None
+    compares: bool
+    renames: bool
+    default_object: str | None
+
+    def __init__(self, name: str, options: Any, installation: str) -> None: ...
+
+    async def start(self, objects: Mapping[str, Columns]) -> None:
+        """Connect, check rights, make and extend what the maps need. Raises PausedError, TemporaryError, FatalError."""
+        ...
+
+    async def write(self, effects: Sequence[Effect]) -> list[WriteResult]:
+        """Apply; one result per effect, in order. Raises for the whole batch: TemporaryError, PausedError, PermanentError (the writer splits)."""
+        ...
+
+    async def probe(self) -> None:
+        """A cheap call that raises as `write` would: is the target back?"""
+        ...
+
+    async def close(self) -> None: ...
+
+    def same_key(self, object: str, key: str) -> str:
+        """The key after the target's own normalising (trim, lower-case mail): used before the Kafka key is made. Pure."""
+        ...

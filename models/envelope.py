@@ -1,0 +1,121 @@
+"""An event on its way: what Headrace knows of a record in an in-topic, beside the source's own bytes.
+
+The value of a Kafka record in an in-topic is the source's message as received; everything of ours is in its headers, and this file is
+the only one that writes or reads them. The wire format cannot be changed later: add headers, never give one a second meaning.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+Headers = list[tuple[str, bytes]]
+
+
+class Kind(StrEnum):
+    """How the value is parsed."""
+
+    CHANGE = "change"  # the CometD message {"data": {"schema", "payload", "event"}, "channel"}
+    ROW = "row"  # a REST record {"attributes": {"type", "url"}, "Id", fields flat, relationships nested}
+    HOOK = "hook"  # the body of a webhook
+
+
+class Reason(StrEnum):
+    """Why it is here."""
+
+    LIVE = "live"
+    FETCH = "fetch"
+    REPAIR = "repair"
+    REDRIVE = "redrive"
+    SNAPSHOT = "snapshot"
+    POLL = "poll"
+    REPLAY = "replay"
+
+
+ALWAYS_EMITS = frozenset({Reason.SNAPSHOT, Reason.REPAIR, Reason.REPLAY, Reason.REDRIVE})
+"""Reasons that come with a run id."""
+
+
+class EnvelopeError(ValueError):
+    """The headers are not ours or are damaged: the record is a dead letter of the stage that read it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Envelope:
+    """Headers of one record in an in-topic; `key` is the record's id (18 characters for Salesforce).
+
+    kind, reason   see above
+    received       epoch ms when Headrace took it from the source
+    channel        CometD channel of a change event ("/data/ChangeEvents"); for rows the channel whose position `began` is
+    epoch          of the channel, rises when positions start anew; 0 for hooks
+    position       Salesforce's replay id of a change event
+    index          place of this record within a merged event, or of this body within a delivery
+    began          of a row: durable position of the channel when the read began (-1: no position existed yet)
+    gone           of a row: epoch second at the source when the id was found not to exist (the value is then {"attributes","Id"} only)
+    delivery       delivery id of a hook
+    run            run id of a snapshot, repair, replay or redrive
+    route          limits the output to this route when the merge changes nothing
+    """
+
+    kind: Kind
+    reason: Reason
+    received: int
+    channel: str = ""
+    epoch: int = 0
+    position: int | None = None
+    index: int = 0
+    began: int | None = None
+    gone: int | None = None
+    delivery: str | None = None
+    run: str | None = None
+    route: str | None = None
+
+    def headers(self) -> Headers:
+        """As Kafka headers: UTF-8 text, absent when None."""
+        pairs: list[tuple[str, object]] = [
+            ("kind", self.kind.value),
+            ("reason", self.reason.value),
+            ("received", self.received),
+            ("channel", self.channel or None),
+            ("epoch", self.epoch),
+            ("position", self.position),
+            ("index", self.index or None),
+            ("began", self.began),
+            ("gone", self.gone),
+            ("delivery", self.delivery),
+            ("run", self.run),
+            ("route", self.route),
+        ]
+        return [(name, str(value).encode()) for name, value in pairs if value is not None]
+
+    @classmethod
+    def from_headers(cls, headers: Iterable[tuple[str, bytes]]) -> "Envelope":
+        """Read back; headers of others are ignored, the last of a name counts. Raises EnvelopeError."""
+        found = dict(headers)
+
+        def text(name: str) -> str | None:
+            return None if (raw := found.get(name)) is None else raw.decode()
+
+        def number(name: str) -> int | None:
+            return None if (raw := found.get(name)) is None else int(raw)
+
+        try:
+            return cls(
+                kind=Kind(found["kind"].decode()),
+                reason=Reason(found["reason"].decode()),
+                received=int(found["received"]),
+                channel=text("channel") or "",
+                epoch=number("epoch") or 0,
+                position=number("position"),
+                index=number("index") or 0,
+                began=number("began"),
+                gone=number("gone"),
+                delivery=text("delivery"),
+                run=text("run"),
+                route=text("route"),
+            )
+        except KeyError as missing:
+            raise EnvelopeError(
+                f"header {missing} is missing: this record was not written by Headrace; redrive it from its source"
+            ) from None
+        except (ValueError, AttributeError) as error:
+            raise EnvelopeError(f"a header cannot be read ({error}): redrive the record from its source") from None

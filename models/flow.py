@@ -1,0 +1,108 @@
+"""The flow file as typed data: connections, targets, routes. Reading it (YAML, line numbers, variables) is streams/flow_file.py's work.
+
+What a target's own options mean is known to its file in agents/targets; here they stay a mapping.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from models.write import OnDelete
+
+NAME = r"^[A-Za-z][A-Za-z0-9_-]{0,40}$"
+"""Connections, targets and routes: they become parts of topic names and metric labels."""
+
+
+class Part(BaseModel):
+    """Strict and frozen: an unknown key is a mistake, not a wish."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Auth(Part):
+    """Login of a Salesforce connection. jwt: client_id, username, key_file (PEM). client_credentials: client_id, client_secret."""
+
+    flow: Literal["jwt", "client_credentials"]
+    client_id: str
+    username: str | None = None
+    key_file: str | None = None
+    client_secret: SecretStr | None = None
+    audience: str | None = None
+
+
+class Salesforce(Part):
+    """A Salesforce org. `url` is its My Domain address; `channels` what is subscribed to."""
+
+    type: Literal["salesforce"]
+    url: str = "https://login.salesforce.com"
+    version: str = Field(default="67.0", pattern=r"^[0-9]{2,3}\.0$")
+    auth: Auth
+    channels: tuple[str, ...] = ("/data/ChangeEvents",)
+    silence: float = Field(default=300.0, gt=0, description="seconds without any reply of the server before the session is given up")
+
+
+class Webhook(Part):
+    """A source that posts to /hooks/<name>. `key` is the dotted path of the record's id in the body; absent in a body → its delivery id."""
+
+    type: Literal["webhook"]
+    signature: Literal["standard", "github"] = "standard"
+    secrets: tuple[SecretStr, ...] = Field(min_length=1, description="any of them may have signed: rotation")
+    key: str | None = None
+    tolerance: float = Field(default=300.0, gt=0, description="seconds a signed timestamp may be off (standard)")
+    max_bytes: int = Field(default=1_000_000, gt=0)
+
+
+Connection = Salesforce | Webhook
+
+
+class Target(BaseModel):
+    """Where writes go: the type names a file in agents/targets, everything else are that file's options."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    type: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the target's own file reads."""
+        return dict(self.model_extra or {})
+
+
+class Route(Part):
+    """One way from sources to a target.
+
+    sources    "<connection>/<sObject>", or "<source>" of a webhook; their order decides between several sources of one target key
+    map        a built-in map's name, or a path of a map file, relative to the flow file
+    fetch      event: emit what was merged; query: a change event asks for the row with its relationship fields
+    where      filter on the merged record (SOQL's comparison syntax); leaving it is a delete
+    key        field of the mapped body, or template, that is the target key across connections; without it the connection belongs to the key
+    object     the target's own word for the kind of record (table, "users"); default: the map's entity
+    """
+
+    sources: tuple[str, ...] = Field(alias="from", min_length=1)
+    to: str
+    map: str
+    quality: tuple[Literal["required", "duplicates", "types"], ...] = ("required",)
+    fetch: Literal["event", "query"] = "event"
+    where: str | None = None
+    on_delete: OnDelete = "tombstone"
+    key: str | None = None
+    object: str | None = None
+
+
+class Flow(Part):
+    """The whole file; names are the keys."""
+
+    connections: dict[str, Connection]
+    targets: dict[str, Target]
+    routes: dict[str, Route]
+    folder: str = "."
+
+    def sobjects(self, connection: str) -> tuple[str, ...]:
+        """sObjects that routes read from this connection, in order of first mention."""
+        found = [s.split("/", 1)[1] for r in self.routes.values() for s in r.sources if s.startswith(f"{connection}/")]
+        return tuple(dict.fromkeys(found))
+
+    def routes_from(self, source: str) -> dict[str, Route]:
+        """Routes that read this source."""
+        return {name: route for name, route in self.routes.items() if source in route.sources}

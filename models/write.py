@@ -1,0 +1,84 @@
+"""What a target should hold (Write), and what became of it (WriteResult).
+
+A Write is the whole target record, never a delta. It is the value of a record in `writes.<target>`; the Kafka key is
+`<object>|<target key>`, so that everything that concerns one target record meets in one partition.
+"""
+
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
+from enum import StrEnum
+from typing import Any, Literal
+
+OnDelete = Literal["tombstone", "delete", "mark", "ignore"]
+Body = dict[str, Any]
+
+
+class Op(StrEnum):
+    """WRITE: the target holds `body` under `key`. RELEASE: this source record no longer speaks for `key`."""
+
+    WRITE = "write"
+    RELEASE = "release"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Write:
+    """One record of `writes.<target>` (JSON).
+
+    route, object, key   object is the target's own word (table, "users"), key the target key inside it
+    source               source record: "<connection>/<sObject>/<id>"
+    order                place of the source in the route's `from:`; decides between several sources of one key, then the lowest source
+    revision             of the source record; grows
+    body                 whole record for WRITE, None for RELEASE
+    on_delete            what the target does when nobody speaks for the key any longer
+    successor            of a RELEASE: the key the source record has now, None when it was deleted or left the filter
+    then                 of a RELEASE in a target that can rename: the WRITE under the new key, sent on by the writer after the rename
+    reason, run          of the event that caused it
+    always               snapshot, repair, replay, redrive: written even when equal to what `delivered` holds
+    position, committed, received   of the last event merged: Salesforce's position, its commit and our receipt in epoch ms; for people
+    """
+
+    op: Op
+    route: str
+    object: str
+    key: str
+    source: str
+    order: int
+    revision: int
+    body: Body | None
+    on_delete: OnDelete
+    successor: str | None = None
+    then: "Write | None" = None
+    reason: str = "live"
+    run: str | None = None
+    always: bool = False
+    position: int | None = None
+    committed: int | None = None
+    received: int | None = None
+
+    @property
+    def kafka_key(self) -> bytes:
+        """Key of the Kafka record: the target record's name."""
+        return f"{self.object}|{self.key}".encode()
+
+
+class Outcome(StrEnum):
+    """What became of a write. A closed set: it is a metric label."""
+
+    WRITTEN = "written"
+    UNCHANGED = "unchanged"  # equal to what the target holds: no call made, or the target said so
+    STALE = "stale"  # a later one stands: dropped
+    DELETED = "deleted"
+    SUPPRESSED = "suppressed"  # the target forbids it (forgotten person): dropped and counted
+    DEAD = "dead"
+
+
+@dataclass(frozen=True, slots=True)
+class WriteResult:
+    """One per effect, in the order of the effects. `reason`, `field` and `retryable` are for DEAD; `id` is the target's own id."""
+
+    outcome: Outcome
+    reason: str = ""
+    field: str | None = None
+    retryable: bool = False
+    id: str | None = None
+    facts: Body = dataclass_field(default_factory=dict)

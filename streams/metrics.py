@@ -1,0 +1,58 @@
+"""Every metric of Headrace in one typed list, and nothing else that names one. Labels come from closed sets; never a record id.
+
+headrace_<noun>_<unit>_total|seconds|bytes, base units. Served by streams/health.py from a thread of its own.
+"""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200)
+
+# way in
+RECEIVED = Counter("headrace_events_received_total", "Events taken from a source into Kafka", ["connection", "sobject", "reason"])
+HOOKS = Counter("headrace_hooks_total", "Webhook deliveries by outcome", ["connection", "outcome"])
+SUBSCRIBED = Gauge("headrace_subscription_up", "1 while the channel is subscribed and answered", ["connection", "channel"])
+LEADING = Gauge("headrace_subscription_leading", "1 in the process that leads the channel", ["connection", "channel"])
+LAST_EVENT = Gauge("headrace_last_event_timestamp_seconds", "Commit time of the last event received", ["connection", "channel"])
+LAST_ANSWER = Gauge("headrace_last_answer_timestamp_seconds", "When Salesforce last answered a poll", ["connection", "channel"])
+RESUBSCRIBED = Counter("headrace_resubscriptions_total", "Sessions given up and begun anew", ["connection", "channel", "cause"])
+LOGINS = Counter("headrace_logins_total", "Logins by outcome", ["connection", "outcome"])
+API_CALLS = Counter("headrace_api_calls_total", "REST calls to the source by purpose and outcome", ["connection", "purpose", "outcome"])
+SNAPSHOT_ROWS = Counter("headrace_snapshot_rows_total", "Rows read by snapshots", ["connection", "sobject"])
+
+# processing
+PROCESSED = Counter(
+    "headrace_records_processed_total", "Records of in-topics that were merged, by outcome", ["connection", "sobject", "outcome"]
+)
+FETCHED = Counter("headrace_records_fetched_total", "Ids re-read, by outcome", ["connection", "sobject", "outcome"])
+EMITTED = Counter("headrace_writes_emitted_total", "Writes and releases handed to a target's topic", ["route", "target"])
+CHUNK_SECONDS = Histogram("headrace_chunk_seconds", "From hand-out of a chunk to its commit", ["stage"], buckets=SECONDS)
+CHUNK_RECORDS = Counter("headrace_chunk_records_total", "Records in committed chunks", ["stage"])
+CHUNKS = Counter("headrace_chunks_total", "Committed chunks", ["stage"])
+
+# way out
+WRITTEN = Counter("headrace_writes_total", "Writes by what became of them", ["target", "route", "outcome"])
+CALL_SECONDS = Histogram("headrace_target_call_seconds", "One call to a target", ["target", "outcome"], buckets=SECONDS)
+RETRIES = Counter("headrace_retries_total", "Attempts repeated", ["stage", "target"])
+WAITED = Counter("headrace_rate_limit_wait_seconds_total", "Time spent waiting for a rate limit", ["target"])
+PAUSED = Gauge("headrace_target_paused", "1 while the target or connection is paused", ["target"])
+LATENCY = Histogram(
+    "headrace_latency_seconds",
+    "From commit in the source, or receipt, to the target's answer",
+    ["route", "target", "since"],
+    buckets=SECONDS,
+)
+DEAD = Counter("headrace_dead_letters_total", "Dead letters by cause class", ["stage", "route", "error"])
+
+# the process
+LAG = Gauge("headrace_lag_records", "End offset less committed offset, asked from the broker", ["stage", "topic"])
+OLDEST = Gauge("headrace_oldest_unfinished_seconds", "Age of the oldest record not yet committed", ["stage", "topic"])
+STARTS = Gauge("headrace_process_restarts_total", "Restarts of this process by its parent", ["role"])
+RECOVERED = Counter("headrace_recovered_records_total", "Changelog records applied at recovery", ["table"])
+REBALANCES = Counter("headrace_rebalances_total", "Rebalances of the group seen", [])
+REBALANCE_SECONDS = Histogram("headrace_rebalance_seconds", "From partitions revoked to work resumed", [], buckets=SECONDS)
+UP = Gauge("headrace_process_info", "1, with the role of the process", ["role", "version"])
+DISK_FREE = Gauge("headrace_disk_free_bytes", "Free space where the tables are kept", [])
+KAFKA_HOURS = Gauge("headrace_kafka_loss_seconds", "Time until Kafka's retention reaches the oldest unfinished record", ["topic"])
+SALESFORCE_HOURS = Gauge(
+    "headrace_salesforce_loss_seconds", "Time until Salesforce's retention reaches the stored position", ["connection", "channel"]
+)
