@@ -75,7 +75,7 @@ class Route(Part):
     map        a built-in map's name, or a path of a map file, relative to the flow file
     fetch      event: emit what was merged; query: a change event asks for the row with its relationship fields
     where      filter on the merged record (SOQL's comparison syntax); leaving it is a delete
-    key        field of the mapped body, or template, that is the target key across connections; without it the connection belongs to the key
+    key        field of the mapped body, or template, that is the target key across connections; default: connection and record id
     object     the target's own word for the kind of record (table, "users"); default: the map's entity
     """
 

@@ -53,6 +53,8 @@ class TargetLike(Protocol):
     requests_per_second          of the whole project, None = no limit; the writer shares it out over workers
     compares                     True: applies a turn atomically (PostgreSQL)
     renames                      True: a changed key renames the record instead of deleting it
+    key_field                    field of the mapped body that is the target's own identifier ("email"); None: route's `key:` or connection/id
+    default_object               object when neither route nor map names one
     """
 
     options_class: type[Options]
@@ -61,6 +63,7 @@ class TargetLike(Protocol):
     requests_per_second: float | None
     compares: bool
     renames: bool
+    key_field: str | None
     default_object: str | None
 
     def __init__(self, name: str, options: Any, installation: str) -> None: ...
@@ -70,7 +73,7 @@ class TargetLike(Protocol):
         ...
 
     async def write(self, effects: Sequence[Effect]) -> list[WriteResult]:
-        """Apply; one result per effect, in order. Raises for the whole batch: TemporaryError, PausedError, PermanentError (the writer splits)."""
+        """Apply; one result per effect, in order. For the whole batch raises TemporaryError, PausedError or PermanentError (then split)."""
         ...
 
     async def probe(self) -> None:
