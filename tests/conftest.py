@@ -1,0 +1,28 @@
+"""What every test may use, and which tests run: slow ones only with --long."""
+
+import signal
+import threading
+
+import pytest
+
+from tests.support.services import database_url, kafka
+
+__all__ = ["database_url", "kafka"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run the tests marked slow too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # SIGTERM ends the session as Ctrl-C does, through the fixtures that stop the servers.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--long"):
+        return
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="slow: only with --long"))
