@@ -12,6 +12,10 @@ from typing import Protocol
 from models.envelope import Headers
 
 
+class Abandoned(Exception):  # noqa: N818 - an outcome, not a fault
+    """The partition was taken away: its new owner does this chunk. The engine drops the chunk without commit and without ending."""
+
+
 class Record(Protocol):
     """One Kafka record as fetched (aiokafka's ConsumerRecord)."""
 
