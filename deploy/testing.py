@@ -3,7 +3,6 @@
 Starts no server itself: the session fixtures of the tests do, and stop them.
 """
 
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FAST_FOLDERS = ("tests/unit", "tests/architecture")
+TYPED = ("models", "streams", "agents", "deploy", "tests")
 NO_SERVERS = "not kafka and not postgres and not slow"
 
 
@@ -36,8 +36,8 @@ def _checks() -> list[int]:
     commands: dict[str, list[str]] = {
         "ruff check": [str(programs / "ruff"), "check", "--quiet", ".", "headrace"],
         "ruff format": [str(programs / "ruff"), "format", "--check", "--quiet", ".", "headrace"],
-        "mypy": [sys.executable, "-m", "mypy", "--no-error-summary"],
-        "import contracts": [str(programs / "lint-imports"), "--no-timing"],
+        "mypy": [sys.executable, "-m", "mypy", *(f"-p{name}" for name in TYPED)],
+        "import contracts": [str(programs / "lint-imports"), "--no-logo"],
     }
     started = time.monotonic()
     running = {
@@ -67,7 +67,7 @@ def _pytest_arguments(fast: bool, long: bool, extra: list[str]) -> list[str]:
 
 
 def _pytest(arguments: list[str]) -> int:
-    process = subprocess.Popen([sys.executable, "-m", "pytest", *arguments], cwd=ROOT, env={**os.environ, "PYTHONSAFEPATH": ""})
+    process = subprocess.Popen([sys.executable, "-m", "pytest", *arguments], cwd=ROOT)
     before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
         while True:
