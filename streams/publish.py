@@ -1,0 +1,299 @@
+"""How records get into Kafka and out of it again outside the engine: transactions, plain sends, reading a topic to its end.
+
+Sending never makes a topic and never drops a record: it returns when Kafka has everything, or raises. Partitions are those of every other
+Kafka client (murmur2 of the key over `settings.partitions`).
+"""
+
+import asyncio
+import struct
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import structlog
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import KafkaConnectionError, KafkaError, ProducerFenced, UnknownTopicOrPartitionError
+from aiokafka.structs import OffsetAndMetadata
+
+from models.errors import FatalError, PermanentError, TemporaryError
+from models.settings import Settings
+from streams.engine.stage import Output, Record
+from streams.kafka import client_options
+
+MAX_RECORD = 1_000_000  # bytes of one record with headers; Kafka's default limit is 1,048,588 for a batch
+BATCH_BYTES = 512_000
+TRANSACTION_MS = 10_000
+FILL_SECONDS = 8.0  # below the transaction's own timeout
+COMMIT_SECONDS = 30.0
+PLAIN_SECONDS = 5.0
+
+Batches = dict[tuple[str, int], list[Output]]
+log = structlog.get_logger()
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """The partition Kafka's default partitioner gives a key."""
+    length = len(key)
+    words = length >> 2
+    h = 0x9747B28C ^ length
+    for k in struct.unpack_from(f"<{words}I", key):
+        k = k * 0x5BD1E995 & 0xFFFFFFFF
+        k = (k ^ k >> 24) * 0x5BD1E995 & 0xFFFFFFFF
+        h = (h * 0x5BD1E995 & 0xFFFFFFFF) ^ k
+    if tail := key[words << 2 :]:
+        h = (h ^ int.from_bytes(tail, "little")) * 0x5BD1E995 & 0xFFFFFFFF
+    h = (h ^ h >> 13) * 0x5BD1E995 & 0xFFFFFFFF
+    return ((h ^ h >> 15) & 0x7FFFFFFF) % partitions
+
+
+def batched(outputs: Sequence[Output], partitions: int) -> Batches:
+    """Outputs by topic and partition, in order. Raises PermanentError for a record that Kafka would refuse."""
+    found: Batches = {}
+    for output in outputs:
+        size = len(output.key or b"") + len(output.value or b"") + sum(len(n) + len(v) + 8 for n, v in output.headers) + 64
+        if size > MAX_RECORD:
+            raise PermanentError(f"a record of {size:,} bytes for {output.topic} is above Kafka's limit of {MAX_RECORD:,}: make it smaller")
+        if (partition := output.partition) is None:
+            if output.key is None:
+                raise PermanentError(f"a record for {output.topic} has neither key nor partition")
+            partition = partition_of(output.key, partitions)
+        found.setdefault((output.topic, partition), []).append(output)
+    return found
+
+
+async def send_batches(producer: AIOKafkaProducer, batches: Batches) -> None:
+    """Send without a task or a future per record; returns when Kafka has all, raises the first error of a delivery."""
+    futures: list[asyncio.Future[Any]] = []
+    try:
+        for (topic, partition), outputs in batches.items():
+            batch = producer.create_batch()
+            for output in outputs:
+                while batch.append(timestamp=None, key=output.key, value=output.value, headers=output.headers) is None:
+                    futures.append(await producer.send_batch(batch, topic, partition=partition))
+                    batch = producer.create_batch()
+            batch.close()
+            futures.append(await producer.send_batch(batch, topic, partition=partition))
+        await asyncio.gather(*futures)
+    except BaseException:
+        for future in futures:  # the others' errors are the same story: say it once
+            future.add_done_callback(lambda f: f.cancelled() or f.exception())
+        raise
+
+
+async def close_producer(producer: AIOKafkaProducer, seconds: float) -> None:
+    """Stop, but not for ever: what Kafka did not take by then is given up."""
+    try:
+        async with asyncio.timeout(seconds):
+            await producer.stop()
+    except (TimeoutError, KafkaError):
+        if (task := producer._sender.sender_task) is not None:
+            task.cancel()
+        with suppress(KafkaError):
+            await producer.client.close()
+
+
+def _wrapped(error: Exception, what: str) -> Exception:
+    """Our class of an error of aiokafka."""
+    if isinstance(error, ProducerFenced):
+        return FatalError(f"{what}: another process took over (fenced); this one ends")
+    if isinstance(error, UnknownTopicOrPartitionError):
+        return FatalError(f"{what}: a topic does not exist: {error}; `headrace check` names it")
+    if isinstance(error, KafkaConnectionError | TimeoutError) or getattr(error, "retriable", False):
+        return TemporaryError(f"{what}: Kafka is not to be reached ({type(error).__name__})")
+    return FatalError(f"{what}: {type(error).__name__}: {error}")
+
+
+class TransactionalPublisher:
+    """One transaction per `send`. Whoever starts with the same id later fences this one: its next send raises FatalError.
+
+    Invariants: an unfinished transaction is aborted before the next begins; when the outcome of a commit cannot be known within
+    COMMIT_SECONDS the publisher is unusable (FatalError), because repeating could write twice. Sends of one publisher run in order of call.
+    """
+
+    def __init__(self, settings: Settings, transactional_id: str) -> None:
+        self.id = transactional_id
+        self._settings = settings
+        self._producer: AIOKafkaProducer | None = None
+        self._lock = asyncio.Lock()
+        self._open = False  # a transaction was begun and neither committed nor aborted
+        self._broken = ""
+
+    async def start(self) -> None:
+        """Connect and fence the predecessor; its open transaction is aborted when this returns. Raises TemporaryError, FatalError."""
+        producer = AIOKafkaProducer(
+            **client_options(self._settings),
+            transactional_id=self.id,
+            transaction_timeout_ms=TRANSACTION_MS,
+            request_timeout_ms=TRANSACTION_MS,
+            max_batch_size=BATCH_BYTES,
+            acks="all",
+            retry_backoff_ms=20,
+        )
+        try:
+            async with asyncio.timeout(COMMIT_SECONDS):
+                await producer.start()
+        except (KafkaError, TimeoutError) as error:
+            await close_producer(producer, 0.1)
+            raise _wrapped(error, f"starting the producer {self.id}") from error
+        self._producer = producer
+
+    async def send(
+        self, outputs: Sequence[Output], *, offsets: Mapping[TopicPartition, int] | None = None, group: str | None = None
+    ) -> None:
+        """Outputs and consumer offsets (next to read) of `group`, all or nothing; returns after the commit.
+
+        Raises PermanentError (a record too large; nothing sent), TemporaryError (Kafka away; nothing will be visible, send the whole
+        again), FatalError (fenced, or the outcome is unknown: end the process).
+        """
+        batches = batched(outputs, self._settings.partitions)
+        async with self._lock:
+            if self._broken:
+                raise FatalError(self._broken)
+            if (producer := self._producer) is None:
+                raise FatalError(f"the producer {self.id} was not started")
+            if not batches and not offsets:
+                return
+            await self._fill(producer, batches, offsets or {}, group or "")
+            await self._commit(producer)
+
+    async def stop(self) -> None:
+        """Close; an open transaction is aborted if Kafka answers soon, else by its timeout."""
+        if (producer := self._producer) is None:
+            return
+        self._producer = None
+        if self._open and not self._broken:
+            with suppress(KafkaError, TimeoutError, AssertionError):
+                async with asyncio.timeout(2.0):
+                    await producer.abort_transaction()
+        await close_producer(producer, 3.0)
+
+    async def _fill(self, producer: AIOKafkaProducer, batches: Batches, offsets: Mapping[TopicPartition, int], group: str) -> None:
+        what = f"the transaction of {self.id}"
+        try:
+            async with asyncio.timeout(FILL_SECONDS):
+                if self._open:
+                    await producer.abort_transaction()
+                    self._open = False
+                await producer.begin_transaction()
+                self._open = True
+                waits = [send_batches(producer, batches)]
+                if offsets:
+                    ends = {tp: OffsetAndMetadata(offset, "") for tp, offset in offsets.items()}
+                    waits.append(producer.send_offsets_to_transaction(ends, group))
+                await asyncio.gather(*waits)
+        except (KafkaError, TimeoutError, AssertionError) as error:
+            wrapped = self._fatal(producer) or _wrapped(error, what)
+            if isinstance(wrapped, FatalError):
+                self._broken = str(wrapped)
+            raise wrapped from error
+
+    async def _commit(self, producer: AIOKafkaProducer) -> None:
+        self._broken = (
+            f"it is not known whether the last transaction of {self.id} was committed: end the process and read the position anew"
+        )
+        try:
+            async with asyncio.timeout(COMMIT_SECONDS):
+                await producer.commit_transaction()
+        except (KafkaError, TimeoutError, AssertionError) as error:
+            raise self._fatal(producer) or FatalError(self._broken) from error
+        self._open, self._broken = False, ""
+
+    def _fatal(self, producer: AIOKafkaProducer) -> FatalError | None:
+        """What ended aiokafka's sender, if it ended: nothing can be sent by this producer any more."""
+        if (error := producer._message_accumulator._exception) is None:
+            return None
+        wrapped = _wrapped(error, f"the transaction of {self.id}")
+        return wrapped if isinstance(wrapped, FatalError) else FatalError(str(wrapped))
+
+
+class Publisher:
+    """Idempotent, acks=all; for the receiver and for commands. Concurrent sends share batches. Starts at the first send."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._producer: AIOKafkaProducer | None = None
+        self._starting = asyncio.Lock()
+
+    async def send(self, outputs: Sequence[Output]) -> None:
+        """Returns when Kafka has all. Raises PermanentError (too large, nothing sent), TemporaryError after about 5 s without Kafka.
+
+        After a TemporaryError some or all of it may still have arrived: send the whole again, or let the source do so.
+        """
+        batches = batched(outputs, self._settings.partitions)
+        producer: AIOKafkaProducer | None = None
+        futures: list[asyncio.Future[Any]] = []
+        try:
+            async with asyncio.timeout(PLAIN_SECONDS):
+                producer = await self._started()
+                for (topic, partition), records in batches.items():
+                    for o in records:
+                        futures.append(await producer.send(topic, o.value, o.key, partition=partition, headers=o.headers))  # noqa: PERF401
+                await asyncio.gather(*futures)
+        except (KafkaError, TimeoutError) as error:
+            for future in futures:
+                future.add_done_callback(lambda f: f.cancelled() or f.exception())
+            if producer is not None and producer is self._producer:
+                self._producer = None  # an idempotent producer retries for ever: a new one forgets what we gave up
+                await close_producer(producer, 0.1)
+            raise _wrapped(error, "sending to Kafka") from error
+
+    async def stop(self) -> None:
+        """Close."""
+        if (producer := self._producer) is not None:
+            self._producer = None
+            await close_producer(producer, 3.0)
+
+    async def _started(self) -> AIOKafkaProducer:
+        async with self._starting:
+            if self._producer is None:
+                producer = AIOKafkaProducer(
+                    **client_options(self._settings),
+                    enable_idempotence=True,
+                    request_timeout_ms=int(PLAIN_SECONDS * 1000),
+                    max_batch_size=BATCH_BYTES,
+                    max_request_size=MAX_RECORD + 10_000,
+                )
+                try:
+                    await producer.start()
+                except BaseException:
+                    await close_producer(producer, 0.1)
+                    raise
+                self._producer = producer
+            return self._producer
+
+
+def read_committed_consumer(settings: Settings, **options: Any) -> AIOKafkaConsumer:
+    """A consumer as ours must be: read_committed, no automatic commits, from the earliest where nothing is said. Not started."""
+    defaults: dict[str, Any] = {"enable_auto_commit": False, "auto_offset_reset": "earliest", "fetch_max_wait_ms": 100}
+    return AIOKafkaConsumer(**client_options(settings), **(defaults | options), isolation_level="read_committed")
+
+
+async def read_all(settings: Settings, topic: str) -> list[Record]:
+    """Everything committed in a topic when the call began, in order per partition; meant for small and compacted topics.
+
+    Ends at the high watermark, by POSITION: a transaction ends in an offset of no record, and its marker is written a moment after its
+    commit was answered, so that the last stable offset would be too early. Waits for transactions open at the call (at most their
+    time-out). Raises TemporaryError, FatalError (no such topic).
+    """
+    parts = [TopicPartition(topic, p) for p in range(settings.partitions)]
+    consumer = read_committed_consumer(settings)
+    watcher = AIOKafkaConsumer(**client_options(settings), enable_auto_commit=False)
+    found: list[Record] = []
+    try:
+        async with asyncio.timeout(COMMIT_SECONDS):
+            await asyncio.gather(consumer.start(), watcher.start())
+            if topic not in await watcher.topics():
+                raise FatalError(f"topic {topic} does not exist: start a worker or a subscriber once, they make the topics")
+            begins, ends = await asyncio.gather(watcher.beginning_offsets(parts), watcher.end_offsets(parts))
+        consumer.assign(parts)
+        left = {tp for tp in parts if ends[tp] > begins[tp]}
+        while left:
+            async with asyncio.timeout(COMMIT_SECONDS):
+                for tp, records in (await consumer.getmany(*left, timeout_ms=50)).items():
+                    found.extend(r for r in records if r.offset < ends[tp])
+                left = {tp for tp in left if await consumer.position(tp) < ends[tp]}
+    except (KafkaError, TimeoutError) as error:
+        raise _wrapped(error, f"reading {topic}") from error
+    finally:
+        await asyncio.gather(consumer.stop(), watcher.stop())
+    return found
