@@ -115,7 +115,3 @@ class Stage:
     bulk_records: int = 200
     max_bytes: int = 4_000_000
     depth: int = 2
-
-
-class Abandoned(Exception):  # noqa: N818 - no error: the partition was taken away
-    """Raised by a handler when its partition was taken away (`Partition.mine()` is False): nothing of the chunk is committed, nobody ends."""
