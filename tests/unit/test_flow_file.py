@@ -1,0 +1,215 @@
+"""The flow file tells every mistake with line and remedy, keeps secrets, and survives whatever is in the file."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from models.flow import Salesforce
+from streams.flow_file import FlowError, channel_sobject, load_flow, read_flow, sobject_channel
+from streams.yaml_lines import MAX_BYTES, Hidden
+
+GOOD = """\
+connections:
+  acme: {type: salesforce, auth: {flow: jwt, client_id: ${SF_CLIENT_ID}, username: ops@acme.example, key_file: keys/acme.pem}}
+  forms:
+    type: webhook
+    secrets: ["${FORMS_SECRET}"]
+targets:
+  warehouse: {type: postgres, dsn: ${DATABASE_URL}, schema: crm}
+routes:
+  contacts: {from: acme/Contact, to: warehouse, map: person}
+"""
+ENVIRON = {"SF_CLIENT_ID": "the-client", "DATABASE_URL": "postgresql://u:hunter2@h/d", "FORMS_SECRET": "whsec_hunter2"}
+
+
+def mistakes(tmp_path: Path, text: str | bytes, environ: dict[str, str] = ENVIRON) -> list[tuple[int, str, str]]:
+    path = tmp_path / "flow.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    try:
+        load_flow(path, environ)
+    except FlowError as error:
+        assert all(mistake.file == str(path) for mistake in error.mistakes)
+        return [(mistake.line, mistake.message, mistake.remedy) for mistake in error.mistakes]
+    return []
+
+
+def test_the_designs_example_loads_and_variables_work_inside_braces(tmp_path: Path) -> None:
+    path = tmp_path / "flow.yaml"
+    path.write_text(GOOD)
+    flow = load_flow(path, ENVIRON)
+    acme = flow.connections["acme"]
+    assert isinstance(acme, Salesforce) and acme.auth.client_id == "the-client"
+    assert flow.targets["warehouse"].options == {"dsn": ENVIRON["DATABASE_URL"], "schema": "crm"}
+    assert flow.routes["contacts"].sources == ("acme/Contact",)
+    assert flow.folder == str(tmp_path)
+
+
+def test_no_value_of_a_variable_shows_in_repr(tmp_path: Path) -> None:
+    path = tmp_path / "flow.yaml"
+    path.write_text(GOOD)
+    assert "hunter2" not in repr(load_flow(path, ENVIRON))
+
+
+def test_no_value_of_a_variable_shows_in_a_message(tmp_path: Path) -> None:
+    text = GOOD.replace("type: postgres", "type: postgres, type: ${DATABASE_URL}").replace(
+        "map: person", "map: person, fetch: ${FORMS_SECRET}"
+    )
+    assert "hunter2" not in str(mistakes(tmp_path, text))
+
+
+def test_what_a_variable_holds_never_becomes_structure(tmp_path: Path) -> None:
+    path = tmp_path / "flow.yaml"
+    path.write_text(GOOD)
+    hostile = "x}\nroutes: {evil: {from: acme/User, to: warehouse, map: person}}\n#${SF_CLIENT_ID}"
+    flow = load_flow(path, {**ENVIRON, "DATABASE_URL": hostile})
+    assert flow.targets["warehouse"].options["dsn"] == hostile
+    assert list(flow.routes) == ["contacts"]
+
+
+def test_a_variable_may_be_part_of_a_value_and_missing_ones_are_named_once_each(tmp_path: Path) -> None:
+    path = tmp_path / "flow.yaml"
+    path.write_text(GOOD.replace("${DATABASE_URL}", "${HOST}/x${NAME}"))
+    flow = load_flow(path, {**ENVIRON, "HOST": "h", "NAME": "n"})
+    dsn = flow.targets["warehouse"].options["dsn"]
+    assert dsn == "h/xn" and isinstance(dsn, Hidden)
+    found = mistakes(tmp_path, GOOD, {"DATABASE_URL": ""})
+    assert [(line, message) for line, message, _ in found] == [
+        (2, "the environment variable SF_CLIENT_ID is not set"),
+        (5, "the environment variable FORMS_SECRET is not set"),
+        (7, "the environment variable DATABASE_URL is empty"),
+    ]
+
+
+def test_variables_in_comments_are_not_asked_for(tmp_path: Path) -> None:
+    assert mistakes(tmp_path, GOOD + "# ${NOT_SET}\n") == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "message", "remedy"),
+    [
+        ("map: person", "map: person, filter: x", 9, "route contacts knows no filter", "known: from"),
+        ("map: person", "map: person, quallity: [types]", 9, "knows no quallity", "did you mean quality?"),
+        ("from: acme/Contact", "sources: [acme/Contact]", 9, "knows no sources", "did you mean from?"),
+        ("map: person", "map: [person]", 9, "map must be text", "map: a word"),
+        ("map: person", "map: 12", 9, "map must be text", 'map: "12"'),
+        (", map: person", "", 9, "route contacts has no map", "add `map"),
+        ("map: person", "map: person, fetch: qurey", 9, "fetch cannot be qurey", "did you mean query?"),
+        ("map: person", "map: person, on_delete: drop", 9, "on_delete cannot be drop", "known: tombstone, delete, mark, ignore"),
+        ("map: person", "map: person, quality: required", 9, "quality must be a list", "[a, b]"),
+        ("map: person", "map: person, quality: [requird]", 9, "requird", "did you mean required?"),
+        ("to: warehouse", "to: warehose", 9, "there is no target warehose", "did you mean warehouse?"),
+        ("acme/Contact", "acne/Contact", 9, "there is no connection acne", "did you mean acme?"),
+        ("acme/Contact", "acme", 9, "names no sObject", "acme/Contact"),
+        ("acme/Contact", "acme/Con tact", 9, "no sObject's name", "API name"),
+        ("acme/Contact", "forms/Contact", 9, "has no sObjects", "from: forms"),
+        ("acme/Contact", "[]", 9, "from is empty", "at least one"),
+        ("acme/Contact", "[acme/Contact, acme/Contact]", 9, "names acme/Contact twice", "remove"),
+        ("acme/Contact, to: warehouse", "forms, to: warehouse, fetch: query", 9, "forms is a webhook", "fetch: event"),
+        ("  contacts:", "  contacts/new:", 9, "'contacts/new' is no name", "a letter first"),
+        ("  warehouse:", "  1warehouse:", 7, "'1warehouse' is no name", "a letter first"),
+        ("type: salesforce", "type: salesforze", 2, "cannot be of type salesforze", "did you mean salesforce?"),
+        ("type: salesforce, ", "", 2, "connection acme has no type", "add `type"),
+        ("type: salesforce", "type: salesforce, version: 67.0", 2, "version must be text", 'version: "67.0"'),
+        ("type: salesforce", 'type: salesforce, version: "67"', 2, "version cannot be 67", "must match"),
+        ("type: salesforce", "type: salesforce, silence: soon", 2, "silence must be a number", "silence: 10.0"),
+        ("type: salesforce", "type: salesforce, silence: -1", 2, "silence: input should be greater than 0", "change"),
+        ("type: salesforce", "type: salesforce, url: acme.my.salesforce.com", 2, "no address of an org", "https://"),
+        ("flow: jwt", "flow: password", 2, "flow cannot be password", "known: jwt, client_credentials"),
+        ("flow: jwt", "flow: client_credentials", 2, "needs client_secret", "client_secret"),
+        (", key_file: keys/acme.pem", "", 2, "needs key_file", "key_file"),
+        ("username:", "usrname:", 2, "auth knows no usrname", "did you mean username?"),
+        ("type: salesforce", "type: salesforce, channels: [/data/ChangeEvents, /data/ContactChangeEvent]", 2, "subscribed on two channels", "remove"),
+        ("type: salesforce", "type: salesforce, channels: [/data/ContactChangeEvent, /data/ContactChangeEvent]", 2, "subscribed twice", "remove"),
+        ("type: salesforce", "type: salesforce, channels: [/topic/Contact]", 2, "no channel of changes", "/data/ChangeEvents"),
+        ("type: salesforce", "type: salesforce, channels: [/data/Plan__ChangeEvent]", 9, "no channel of acme carries Contact", "/data/ContactChangeEvent"),
+        ('secrets: ["${FORMS_SECRET}"]', "secrets: []", 5, "secrets is empty", "at least one"),
+        ("schema: crm", "schema: ${no-name}", 7, "no name of a variable", "${NAME}"),
+        ("routes:", "route:", 8, "the file knows no route", "did you mean routes?"),
+        ("routes:", "routes:\n  contacts: {from: acme/Lead, to: warehouse, map: person}", 10, "a second time (first in line 9)", "remove"),
+        ("map: person}", "map: person}\n  again: {from: acme/Contact, to: warehouse, map: person}", 10, "both write acme/Contact", "object:"),
+        ("map: person}", "map: person}\n  again: nothing", 10, "route again must be a mapping", "key: value"),
+        ("schema: crm", "${SCHEMA}: crm", 7, "a key is not a plain word", "plain word"),
+        ("schema: crm", "schema: !!python/object/apply:os.system [rm]", 7, "the tag", "remove the tag"),
+    ],
+)  # fmt: skip
+def test_each_mistake_has_its_line_and_its_remedy(tmp_path: Path, old: str, new: str, line: int, message: str, remedy: str) -> None:
+    assert old in GOOD
+    found = mistakes(tmp_path, GOOD.replace(old, new, 1))
+    assert any(at == line and message in what and remedy in how for at, what, how in found), found
+
+
+def test_all_mistakes_are_told_at_once_and_what_follows_from_one_is_not_told_again(tmp_path: Path) -> None:
+    text = GOOD.replace("flow: jwt", "flow: jwd").replace("to: warehouse", "to: warehose").replace("schema: crm", "schema: ${NONE}")
+    assert [line for line, _, _ in mistakes(tmp_path, text)] == [2, 7, 9]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        ("# nothing\n", "is empty"),
+        ("{}", "is empty"),
+        ("[]", "is not a mapping"),
+        ("42", "is not a mapping"),
+        ("connections:\n\tacme: 1\n", "a tab where YAML wants spaces"),
+        ("a: b: c", "is not YAML"),
+        ("a: [1, 2", "is not YAML"),
+        ("a: 1\n---\nb: 2\n", "a second document"),
+        ("a: *nowhere", "undefined alias"),
+        ("a: &a [*a]", "holds itself"),
+        ("[" * 100_000, "nested too deeply"),
+        ("\x00", "is not YAML"),
+        (b"connections: \xff\xfe", "is not UTF-8"),
+        (b"\x7fELF\x02\x01\x01\x00\x00", "is not YAML"),
+        ("a: \ue000\ue000X\ue001", "private-use"),
+        ("a: x\n" + "#" * MAX_BYTES, "is larger than"),
+        ("connections: 1\ntargets: []\nroutes: ~", "holds no names"),
+        ("connections: {a: ~}\ntargets: {b: 3}\nroutes: {c: []}", "must be a mapping"),
+        ("connections: {'': {}}\ntargets: {b: {}}\nroutes: {1: {}}", "is no name"),
+        ("connections: {a: {type: [salesforce]}}\ntargets: {b: {type: {}}}\nroutes: {c: {from: [[1]], to: [], map: {}}}", "type"),
+        ("? {a: b}\n: 1", "not a plain word"),
+    ],
+)
+def test_a_file_that_is_no_flow_is_refused_in_words(tmp_path: Path, text: str | bytes, message: str) -> None:
+    found = mistakes(tmp_path, text)
+    assert any(message in what for _, what, _ in found), found
+
+
+def test_a_bomb_of_aliases_is_stopped(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+    assert any("more than" in what for _, what, _ in mistakes(tmp_path, "\n".join(lines)))
+
+
+def test_a_folder_a_missing_and_an_unreadable_file_are_told(tmp_path: Path) -> None:
+    def told(path: Path) -> str:
+        with pytest.raises(FlowError) as error:
+            load_flow(path, {})
+        return str(error.value)
+
+    assert "is a folder" in told(tmp_path)
+    assert "no such file" in told(tmp_path / "none.yaml")
+    assert "cannot be read" in told(tmp_path / ("x" * 5000))
+    if os.geteuid() != 0:  # root reads everything
+        (tmp_path / "shut.yaml").touch(mode=0)
+        assert "cannot be read" in told(tmp_path / "shut.yaml")
+
+
+def test_the_parts_without_mistakes_can_be_worked_with(tmp_path: Path) -> None:
+    path = tmp_path / "flow.yaml"
+    path.write_text(GOOD.replace("flow: jwt", "flow: jwd").replace("schema: crm", "schema: ${NONE}"))
+    found = read_flow(path, ENVIRON)
+    assert list(found.flow.connections) == ["forms"] and list(found.flow.routes) == ["contacts"]
+    assert found.sound("connections", "forms") and found.sound("routes")
+    assert not found.sound("targets", "warehouse")
+
+
+@pytest.mark.parametrize("sobject", ["Contact", "Plan__c"])
+def test_channel_and_sobject_name_each_other(sobject: str) -> None:
+    assert channel_sobject(sobject_channel(sobject)) == sobject
+
+
+def test_a_shared_channel_names_no_sobject() -> None:
+    assert channel_sobject("/data/ChangeEvents") is None
+    assert channel_sobject("/data/Sales__chn") is None
