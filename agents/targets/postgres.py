@@ -1,0 +1,325 @@
+"""PostgreSQL as a target: one table per object, one row per key, guarded by the turn.
+
+A table is `<schema>.<object>`: the map's fields as typed columns beside `_key` (primary key) and the other columns of META. A row is the
+whole record: a field the body does not have is NULL. When nobody speaks for a key any longer the row stays, `_deleted` true, because it
+holds the turn that keeps a late write from reviving it: `tombstone` and `mark` leave the values as they were last, `delete` empties them.
+What the target may not do: compare anything but turns, keep state of its own, or touch a table that another installation writes.
+"""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+import orjson
+import psycopg
+import structlog
+from psycopg import sql
+from pydantic import Field, SecretStr
+
+from agents.targets.base import Columns, Effect, Options
+from models.errors import HeadraceError, PausedError, PermanentError, TemporaryError
+from models.scrub import scrub
+from models.write import Outcome, WriteResult
+
+log = structlog.get_logger()
+
+TYPES = {"text": "text", "number": "numeric", "boolean": "boolean", "date": "date", "datetime": "timestamptz", "json": "jsonb"}
+META = {
+    "_key": "text",
+    "_turn": "bigint",
+    "_revision": "bigint",
+    "_source": "text",
+    "_route": "text",
+    "_deleted": "boolean",
+    "_position": "bigint",
+    "_committed": "timestamptz",
+    "_received": "timestamptz",
+    "_installation": "text",
+    "_written_at": "timestamptz",
+}
+COMPUTED = {"_committed": "to_timestamp(s._committed / 1000.0)", "_received": "to_timestamp(s._received / 1000.0)", "_written_at": "now()"}
+"""Times come as epoch milliseconds."""
+SENT = {name: "bigint" if kind == "timestamptz" else kind for name, kind in META.items() if name != "_written_at"}
+OWNERS = "_headrace"
+"""Table that names the installation each object belongs to."""
+
+PAUSES = re.compile(
+    r"authentication failed|no password supplied|role .* does not exist|database .* does not exist|pg_hba\.conf|not permitted"
+)
+"""libpq gives no SQLSTATE for a refused connection, only text; in another language it is a TemporaryError, which retries as well."""
+
+
+class PostgresOptions(Options):
+    """dsn as libpq reads it; schema is made when missing."""
+
+    dsn: SecretStr
+    schema_: str = Field(default="public", alias="schema", min_length=1, max_length=63)
+    connections: int = Field(default=4, ge=1, le=100)
+
+
+class Target:
+    """See the protocol in base.py."""
+
+    options_class = PostgresOptions
+    batch_records = 2000
+    batch_bytes = 8_000_000
+    requests_per_second: float | None = None
+    compares = True
+    renames = False
+    key_field: str | None = None
+    default_object: str | None = None
+
+    def __init__(self, name: str, options: PostgresOptions, installation: str) -> None:
+        self.name, self.options, self.installation = name, options, installation
+        self._objects: dict[str, Columns] = {}
+        self._statements: dict[str, tuple[sql.Composed, sql.Composed]] = {}  # the whole row; all but its values
+        self._types: dict[str, dict[str, str]] = {}
+        self._idle: list[psycopg.AsyncConnection] = []
+        self._slots = asyncio.Semaphore(options.connections)
+
+    def same_key(self, object: str, key: str) -> str:  # noqa: ARG002 - the protocol's
+        """Text is compared as it stands."""
+        return key
+
+    async def start(self, objects: Mapping[str, Columns]) -> None:
+        """Make and extend the tables, under a lock that several workers share."""
+        for object_name, columns in objects.items():
+            for column in (object_name, *columns):
+                _name(column)
+            if object_name == OWNERS:
+                raise PausedError(f"target {self.name}: {OWNERS} is Headrace's own table; choose another object")
+            if taken := sorted(set(columns) & set(META)):
+                raise PausedError(
+                    f"target {self.name}: {object_name} maps to {taken}, which Headrace writes itself; rename them in the map"
+                )
+        self._objects = dict(objects)
+        types = {}
+        async with self._connection() as connection, connection.transaction():
+            await connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [f"headrace {self.options.schema_}"])
+            await self._schema(connection)
+            for object_name, columns in objects.items():
+                types[object_name] = await self._table(connection, object_name, columns)
+        self._types = types
+        self._statements = {name: (self._upsert(name, kinds), self._upsert(name, {})) for name, kinds in types.items()}
+
+    async def write(self, effects: Sequence[Effect]) -> list[WriteResult]:
+        """One statement per object and kind; each is atomic, and repeating one changes nothing."""
+        if not self._statements:
+            await self.start(self._objects)
+        statements = self._statements
+        groups: dict[tuple[str, bool], list[int]] = {}
+        for place, effect in enumerate(effects):
+            if effect.object not in self._objects:
+                raise PermanentError(
+                    f"target {self.name} has no table {effect.object}: no route of the flow writes it; redrive after mending the flow"
+                )
+            keeps = effect.body is None and effect.on_delete != "delete"
+            groups.setdefault((effect.object, keeps), []).append(place)
+        results: list[WriteResult] = [WriteResult(Outcome.STALE)] * len(effects)
+        async with self._connection() as connection:
+            for (object_name, keeps), places in groups.items():
+                rows = [self._row(effects[place]) for place in places]
+                statement = statements[object_name][keeps]
+                try:
+                    answer = await connection.execute(statement, [orjson.dumps(rows).decode()])
+                except psycopg.DataError as error:
+                    if len(effects) == 1 and not keeps:
+                        raise await self._culprit(connection, object_name, rows[0], error) from None
+                    raise
+                applied = {key for (key,) in await answer.fetchall()}
+                for place in places:
+                    if effects[place].key in applied:
+                        results[place] = WriteResult(Outcome.WRITTEN if effects[place].body is not None else Outcome.DELETED)
+        return results
+
+    async def probe(self) -> None:
+        """As start: rights, ownership and tables may be what was missing."""
+        await self.start(self._objects)
+
+    async def close(self) -> None:
+        """Close what is idle."""
+        while self._idle:
+            await self._idle.pop().close()
+
+    async def adopt(self) -> list[str]:
+        """Take over the tables of another installation: their turns become 0. Gives the names of the objects taken."""
+        async with self._connection() as connection, connection.transaction():
+            owners = self._table_name(OWNERS)
+            found = await connection.execute(sql.SQL("SELECT object FROM {} WHERE installation <> %s").format(owners), [self.installation])
+            taken = [name for (name,) in await found.fetchall()]
+            for name in taken:
+                await connection.execute(
+                    sql.SQL("UPDATE {} SET _turn = 0, _installation = %s").format(self._table_name(name)), [self.installation]
+                )
+            await connection.execute(sql.SQL("UPDATE {} SET installation = %s").format(owners), [self.installation])
+        return taken
+
+    def _row(self, effect: Effect) -> dict[str, object]:
+        """One element of the JSON parameter."""
+        meta = effect.meta
+        return {
+            **(effect.body or {}),
+            "_key": effect.key,
+            "_turn": effect.turn,
+            "_revision": meta.get("revision"),
+            "_source": meta.get("source"),
+            "_route": meta.get("route"),
+            "_deleted": effect.body is None,
+            "_position": meta.get("position"),
+            "_committed": meta.get("committed"),
+            "_received": meta.get("received"),
+            "_installation": self.installation,
+        }
+
+    def _upsert(self, object_name: str, types: Mapping[str, str]) -> sql.Composed:
+        columns = [*META, *types]
+        sent = {**SENT, **types}
+        return sql.SQL(
+            "INSERT INTO {table} AS t ({columns}) SELECT {values} FROM json_to_recordset(%s::json) AS s({sent}) "
+            "ON CONFLICT (_key) DO UPDATE SET {sets} WHERE excluded._turn >= t._turn RETURNING t._key"
+        ).format(
+            table=self._table_name(object_name),
+            columns=sql.SQL(", ").join(map(sql.Identifier, columns)),
+            values=sql.SQL(", ").join(_plain(COMPUTED[c]) if c in COMPUTED else sql.Identifier("s", c) for c in columns),
+            sent=sql.SQL(", ").join(sql.SQL("{} {}").format(sql.Identifier(c), _plain(kind)) for c, kind in sent.items()),
+            sets=sql.SQL(", ").join(sql.SQL("{0} = excluded.{0}").format(sql.Identifier(c)) for c in columns if c != "_key"),
+        )
+
+    async def _schema(self, connection: psycopg.AsyncConnection) -> None:
+        """The schema, only where it is missing (CREATE … IF NOT EXISTS asks for the right even when there is nothing to make)."""
+        there = await (await connection.execute("SELECT 1 FROM pg_namespace WHERE nspname = %s", [self.options.schema_])).fetchone()
+        if there is None:
+            await connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(self.options.schema_)))
+        if not await self._columns(connection, OWNERS):
+            await connection.execute(
+                sql.SQL(
+                    "CREATE TABLE {} (object text PRIMARY KEY, installation text NOT NULL, made timestamptz NOT NULL DEFAULT now())"
+                ).format(self._table_name(OWNERS))
+            )
+
+    async def _table(self, connection: psycopg.AsyncConnection, object_name: str, columns: Columns) -> dict[str, str]:
+        """Make or extend one table; gives the types its columns really have."""
+        owners, table = self._table_name(OWNERS), self._table_name(object_name)
+        there = await self._columns(connection, object_name)
+        found = await connection.execute(sql.SQL("SELECT installation FROM {} WHERE object = %s").format(owners), [object_name])
+        owner = await found.fetchone()
+        if owner is not None and owner[0] != self.installation:
+            raise PausedError(
+                f"target {self.name}: table {self.options.schema_}.{object_name} is written by installation {owner[0]}; "
+                f"run `headrace adopt {self.name}` to take it over, or choose another schema"
+            )
+        if there and owner is None:
+            raise PausedError(
+                f"target {self.name}: table {self.options.schema_}.{object_name} was not made by Headrace; choose another schema or object"
+            )
+        wanted = {**META, **{column: TYPES[kind] for column, kind in columns.items()}}
+        if not there:
+            parts = [_column(c, f"{kind} NOT NULL" if c in ("_turn", "_deleted") else kind) for c, kind in wanted.items()]
+            await connection.execute(sql.SQL("CREATE TABLE {} ({}, PRIMARY KEY (_key))").format(table, sql.SQL(", ").join(parts)))
+            await connection.execute(
+                sql.SQL("INSERT INTO {} (object, installation) VALUES (%s, %s) ON CONFLICT (object) DO UPDATE SET made = now()").format(
+                    owners
+                ),
+                [object_name, self.installation],
+            )
+            return {column: TYPES[kind] for column, kind in columns.items()}
+        if missing := [sql.SQL("ADD COLUMN {}").format(_column(c, kind)) for c, kind in wanted.items() if c not in there]:
+            await connection.execute(sql.SQL("ALTER TABLE {} {}").format(table, sql.SQL(", ").join(missing)))
+            log.info("table extended", target=self.name, table=object_name, columns=[c for c in wanted if c not in there])
+        for column in columns:
+            if column in there and there[column] != wanted[column]:
+                log.warning(
+                    "column has another type than the map", target=self.name, column=column, table=there[column], map=wanted[column]
+                )
+        return {column: there.get(column, wanted[column]) for column in columns}
+
+    async def _columns(self, connection: psycopg.AsyncConnection, object_name: str) -> dict[str, str]:
+        """Columns of a table and their types; empty when there is no such table."""
+        found = await connection.execute(
+            "SELECT a.attname, format_type(a.atttypid, a.atttypmod) FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid "
+            "JOIN pg_namespace n ON n.oid = c.relnamespace "
+            "WHERE n.nspname = %s AND c.relname = %s AND a.attnum > 0 AND NOT a.attisdropped",
+            [self.options.schema_, object_name],
+        )
+        return {name: "timestamptz" if kind == "timestamp with time zone" else kind for name, kind in await found.fetchall()}
+
+    async def _culprit(
+        self, connection: psycopg.AsyncConnection, object_name: str, row: Mapping[str, object], error: psycopg.Error
+    ) -> PermanentError:
+        """Which field of a refused row it is: each is read by itself."""
+        for column, kind in self._types[object_name].items():
+            query = sql.SQL("SELECT s.* FROM json_to_recordset(%s::json) AS s({} {})").format(sql.Identifier(column), _plain(kind))
+            try:
+                await connection.execute(query, [orjson.dumps([{column: row.get(column)}]).decode()])
+            except psycopg.DataError as why:
+                return PermanentError(f"target {self.name}: {object_name}.{column} cannot hold this value: {_said(why)}", field=column)
+        return PermanentError(f"target {self.name}: {object_name} refuses this record: {_said(error)}")
+
+    def _table_name(self, object_name: str) -> sql.Identifier:
+        return sql.Identifier(self.options.schema_, object_name)
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[psycopg.AsyncConnection]:
+        """A connection of at most `connections`; one that was interrupted or has lost its server is closed, never used again."""
+        async with self._slots:
+            connection: psycopg.AsyncConnection | None = None
+            try:
+                while self._idle and connection is None:
+                    connection = self._idle.pop()
+                    if connection.closed:
+                        connection = None
+                if connection is None:
+                    connection = await psycopg.AsyncConnection.connect(
+                        self.options.dsn.get_secret_value(), autocommit=True, application_name=f"headrace {self.installation}"
+                    )
+                yield connection
+                self._idle.append(connection)
+                connection = None
+            except psycopg.Error as error:
+                if connection is not None and not connection.closed and isinstance(error, psycopg.DataError | psycopg.IntegrityError):
+                    self._idle.append(connection)
+                    connection = None
+                else:
+                    await self.close()
+                if error.sqlstate in RESTART:
+                    self._statements = {}
+                raise self._class_of(error) from None
+            finally:
+                if connection is not None:
+                    await connection.close()
+
+    def _class_of(self, error: psycopg.Error) -> HeadraceError:
+        """What PostgreSQL's error asks for, by its SQLSTATE."""
+        state, text = error.sqlstate or "", f"target {self.name}: PostgreSQL says {_said(error)}"
+        if state[:2] in ("22", "23", "54"):
+            return PermanentError(text)
+        if state[:2] == "28" or state in ("42501", "3D000") or (not state and PAUSES.search(str(error))):
+            return PausedError(f"{text}; check the user, its password and its rights in the dsn")
+        if state[:2] in ("", "08", "25", "40", "53", "55", "57", "58", "XX") or state in RESTART:
+            return TemporaryError(text)
+        return PausedError(f"{text} ({state})")
+
+
+RESTART = ("42P01", "42703", "3F000", "42P10", "0A000")
+"""A table, column, schema or index is gone, or a cached plan is out of date: the tables are looked at again before the next try."""
+
+
+def _name(text: str) -> None:
+    """Refuse what PostgreSQL would cut or cannot hold as a name."""
+    if not text or "\0" in text or len(text.encode()) > 63:
+        raise PausedError(f"{text[:80]!r} cannot be the name of a table or column (1 to 63 bytes); change it in the map")
+
+
+def _column(name: str, kind: str) -> sql.Composed:
+    return sql.SQL("{} {}").format(sql.Identifier(name), _plain(kind))
+
+
+def _plain(text: str) -> sql.SQL:
+    """SQL of our own tables above, or a type name PostgreSQL gave; never text of a record."""
+    return sql.SQL(text)
+
+
+def _said(error: psycopg.Error) -> str:
+    """The server's main message: no context, which repeats whole rows."""
+    return scrub(error.diag.message_primary or str(error).split("\n", 1)[0], 300)
