@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -77,6 +78,21 @@ def free_port() -> int:
                 probe.bind(("127.0.0.1", port))
                 return port
     raise LocalServiceError("No free TCP port between 20000 and 32000 on 127.0.0.1. Stop what listens there, or choose a port.")
+
+
+def _ended(process: psutil.Process, signal_number: signal.Signals, timeout: float) -> bool:
+    """Send the signal; whether the process, which is not our child, ended within `timeout` seconds.
+
+    A zombie has ended: where nobody reaps orphans (a container without an init) it stays in the process table.
+    """
+    deadline = time.monotonic() + timeout
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.send_signal(signal_number)
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+    return True
 
 
 class ServerProcess:
@@ -165,14 +181,7 @@ class ServerProcess:
             ours = same and any(self._marker in part for part in process.cmdline())
         except (OSError, ValueError, KeyError, TypeError, psutil.Error):
             ours = False
-        if ours:
-            try:
-                process.send_signal(self._stop_signal)
-                process.wait(timeout)
-            except psutil.TimeoutExpired:
-                process.kill()
-                process.wait(timeout)
-            except psutil.NoSuchProcess:
-                pass
+        if ours and not _ended(process, self._stop_signal, timeout) and not _ended(process, signal.SIGKILL, timeout):
+            raise LocalServiceError(f"{self.name} (pid {process.pid}), left by a killed command, does not end. Stop it by hand.")
         self.pid_file.unlink(missing_ok=True)
         return ours
