@@ -20,6 +20,9 @@ targets:
 routes:
   contacts: {from: acme/Contact, to: warehouse, map: person}
 """
+ORG = "type: salesforce"
+AGAIN = "{from: acme/Contact, to: warehouse, map: person}"
+ONE = "/data/ContactChangeEvent"
 ENVIRON = {"SF_CLIENT_ID": "the-client", "DATABASE_URL": "postgresql://u:hunter2@h/d", "FORMS_SECRET": "whsec_hunter2"}
 
 
@@ -119,15 +122,15 @@ def test_variables_in_comments_are_not_asked_for(tmp_path: Path) -> None:
         ("flow: jwt", "flow: client_credentials", 2, "needs client_secret", "client_secret"),
         (", key_file: keys/acme.pem", "", 2, "needs key_file", "key_file"),
         ("username:", "usrname:", 2, "auth knows no usrname", "did you mean username?"),
-        ("type: salesforce", "type: salesforce, channels: [/data/ChangeEvents, /data/ContactChangeEvent]", 2, "subscribed on two channels", "remove"),
-        ("type: salesforce", "type: salesforce, channels: [/data/ContactChangeEvent, /data/ContactChangeEvent]", 2, "subscribed twice", "remove"),
+        (ORG, f"{ORG}, channels: [/data/ChangeEvents, {ONE}]", 2, "subscribed on two channels", "remove"),
+        (ORG, f"{ORG}, channels: [{ONE}, {ONE}]", 2, "subscribed twice", "remove"),
         ("type: salesforce", "type: salesforce, channels: [/topic/Contact]", 2, "no channel of changes", "/data/ChangeEvents"),
-        ("type: salesforce", "type: salesforce, channels: [/data/Plan__ChangeEvent]", 9, "no channel of acme carries Contact", "/data/ContactChangeEvent"),
+        (ORG, f"{ORG}, channels: [/data/Plan__ChangeEvent]", 9, "no channel of acme carries Contact", ONE),
         ('secrets: ["${FORMS_SECRET}"]', "secrets: []", 5, "secrets is empty", "at least one"),
         ("schema: crm", "schema: ${no-name}", 7, "no name of a variable", "${NAME}"),
         ("routes:", "route:", 8, "the file knows no route", "did you mean routes?"),
-        ("routes:", "routes:\n  contacts: {from: acme/Lead, to: warehouse, map: person}", 10, "a second time (first in line 9)", "remove"),
-        ("map: person}", "map: person}\n  again: {from: acme/Contact, to: warehouse, map: person}", 10, "both write acme/Contact", "object:"),
+        ("routes:", "routes:\n  contacts: {from: acme/Lead}", 10, "a second time (first in line 9)", "remove"),
+        ("map: person}", f"map: person}}\n  again: {AGAIN}", 10, "both write acme/Contact", "object:"),
         ("map: person}", "map: person}\n  again: nothing", 10, "route again must be a mapping", "key: value"),
         ("schema: crm", "${SCHEMA}: crm", 7, "a key is not a plain word", "plain word"),
         ("schema: crm", "schema: !!python/object/apply:os.system [rm]", 7, "the tag", "remove the tag"),
