@@ -56,6 +56,7 @@ class LagWatch:
         self._consumer: AIOKafkaConsumer | None = None
         self._admin: AIOKafkaAdminClient | None = None
         self._seen: dict[TopicPartition, tuple[int, int, int]] = {}  # start, offset and timestamp of the first record at or behind it
+        self._markers: dict[TopicPartition, tuple[int, int]] = {}  # start and end between which there are only markers
 
     async def measure(self) -> None:
         """Set the gauges. Raises TemporaryError when Kafka is away."""
@@ -91,7 +92,8 @@ class LagWatch:
         committed = await admin.list_consumer_group_offsets(self._settings.installation)
         begins, ends = await consumer.beginning_offsets(partitions), await consumer.end_offsets(partitions)
         starts = {tp: max(begins[tp], committed[tp].offset if tp in committed else 0) for tp in partitions}
-        first = await self._first(consumer, {tp: start for tp, start in starts.items() if start < ends[tp]}, ends)
+        apart = {tp: start for tp, start in starts.items() if start < ends[tp] and self._markers.get(tp) != (start, ends[tp])}
+        first = await self._first(consumer, apart, ends)
         now, lags = time.time(), []
         for name in names:
             stage, retention = self._topics[name]
@@ -122,6 +124,7 @@ class LagWatch:
                 for tp in list(open_):
                     if await consumer.position(tp) >= ends[tp]:
                         open_.discard(tp)
+                        self._markers[tp] = (missing[tp], ends[tp])
                         consumer.pause(tp)
             consumer.pause(*missing)
         self._seen = known

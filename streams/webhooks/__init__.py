@@ -1,0 +1,1 @@
+"""Webhooks come in: signatures (pure) and the receiver."""
