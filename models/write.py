@@ -32,6 +32,8 @@ class Write:
     on_delete            what the target does when nobody speaks for the key any longer
     successor            of a RELEASE: the key the source record has now, None when it was deleted or left the filter
     then                 of a RELEASE in a target that can rename: the WRITE under the new key, sent on by the writer after the rename
+    renamed_from         of a WRITE that follows such a rename: the key left. What stands under the new key is not known then, so the
+                         winner is written even when this write itself is stale or equal
     reason, run          of the event that caused it
     always               snapshot, repair, replay, redrive: written even when equal to what `delivered` holds
     position, committed, received   of the last event merged: Salesforce's position, its commit and our receipt in epoch ms; for people
@@ -48,6 +50,7 @@ class Write:
     on_delete: OnDelete
     successor: str | None = None
     then: "Write | None" = None
+    renamed_from: str | None = None
     reason: str = "live"
     run: str | None = None
     always: bool = False
