@@ -1,0 +1,351 @@
+"""CometD over long polling with Salesforce's replay extension, sessions and error texts.
+
+A reply takes its events from the session when it is written; where the socket is dead by then they are gone for that session,
+and only a subscribe from a stored position brings them back. That is the platform's behaviour, so it must stay.
+"""
+
+import asyncio
+import re
+import secrets
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from deploy.sandbox.salesforce.bus import ALL, Published
+from deploy.sandbox.salesforce.oauth import OAuth
+from deploy.sandbox.salesforce.org import Org
+
+Message = dict[str, Any]
+COOKIE = "BAYEUX_BROWSER"
+MAX_BODY = 32_768
+_VERSION = re.compile(r"(\d+)\.0")
+_LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+_BUSY = (
+    "403::To protect all customers from excessive use and Denial of Service attacks, we limit the number of simultaneous connections per server.  "
+    "Your request has been denied because this limit has been exceeded.  Please try your request again later."
+)
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    client_id: str
+    cookie: str
+    user_id: str
+    seen: float  # seconds, when the last reply went out
+    cursors: dict[str, int] = field(default_factory=dict)  # channel → events of the stream already behind it
+    woken: asyncio.Event = field(default_factory=asyncio.Event)
+    connects: int = 0  # the number of the newest poll; an older one is over
+    holding: bool = False
+    deaf: bool = False
+    transport: asyncio.Transport | None = None  # of the held poll
+
+
+class Cometd:
+    def __init__(self, org: Org, oauth: OAuth) -> None:
+        self.org, self.oauth = org, oauth
+        self.sessions: dict[str, Session] = {}
+        self.custom_channels: dict[str, set[str]] = {}
+        org.bus.watch(self.wake)
+
+    def wake(self) -> None:
+        for session in self.sessions.values():
+            session.woken.set()
+
+    def forget_sessions(self) -> None:
+        gone, self.sessions = self.sessions, {}
+        for session in gone.values():
+            session.woken.set()
+
+    def cut_held(self) -> None:
+        """Cut the sockets of polls that are held now, as often as the fault allows."""
+        for session in self.sessions.values():
+            if session.holding and session.transport and self.org.faults.take("drop-connections", "held"):
+                session.transport.abort()
+
+    def deafen(self) -> None:
+        for session in self.sessions.values():
+            session.deaf = True
+
+    def alive(self) -> list[Session]:
+        """The sessions that have not run out; forgets the others."""
+        limit = self.org.clock() - self.org.settings.session_timeout
+        self.sessions = {k: s for k, s in self.sessions.items() if s.holding or s.seen >= limit}
+        return list(self.sessions.values())
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """`POST /cometd/NN.0`: an array of Bayeux messages (or one) in, an array out."""
+        self.org.counts["cometd requests"] += 1
+        if (request.content_length or 0) > MAX_BODY or len(body := await request.content.read(MAX_BODY + 1)) > MAX_BODY:
+            return web.json_response([_error("413::Maximum Request Size Exceeded")], status=413)
+        while more := await request.content.read(MAX_BODY):
+            body += more
+            if len(body) > MAX_BODY:
+                return web.json_response([_error("413::Maximum Request Size Exceeded")], status=413)
+        if wrong := _wrong_version(request.match_info.get("version", "")):
+            return web.json_response([_error(wrong)], status=400)
+        try:
+            messages = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            return web.json_response([_error("400::Invalid JSON")], status=400)
+        messages = [messages] if isinstance(messages, dict) else messages
+        if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
+            return web.json_response([_error("400::Expected an array of messages")], status=400)
+        parts: list[bytes] = []
+        cookie = None
+        carried = 0
+        for message in messages:
+            if message.get("channel") == "/meta/handshake":
+                reply, cookie = self._handshake(request, message)
+                parts.append(orjson.dumps(reply))
+                continue
+            refusal, session = self._admit(request, message)
+            if refusal or session is None:
+                parts.append(orjson.dumps(refusal))
+            elif message.get("channel") == "/meta/connect":
+                events, reply = await self._connect(request, session, message, may_hold=len(messages) == 1)
+                parts += [*events, orjson.dumps(reply)]
+                carried += len(events)
+            else:
+                parts.append(orjson.dumps(self._other(session, message)))
+        return await self._answer(request, b"[" + b",".join(parts) + b"]", cookie, carried)
+
+    async def _answer(self, request: web.Request, body: bytes, cookie: str | None, carried: int) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/json;charset=UTF-8", "Cache-Control": "no-cache, no-store"})
+        response.content_length = len(body)
+        if cookie:
+            response.set_cookie(COOKIE, cookie, path="/cometd/", httponly=True)
+        cut = carried > 0 and self.org.faults.take("drop-connections", "reply")
+        await response.prepare(request)
+        if cut:
+            await response.write(body[: len(body) // 2])
+            if request.transport:
+                request.transport.abort()
+            return response
+        await response.write(body)
+        await response.write_eof()
+        return response
+
+    def _handshake(self, request: web.Request, message: Message) -> tuple[Message, str | None]:
+        reply: Message = {"channel": "/meta/handshake", "successful": False, **_id(message)}
+        denied = {"error": "403::Handshake denied", "advice": {"reconnect": "none"}}
+        extra = {"replay": True, "payload.format": True}
+        if "Authorization" not in request.headers:
+            return reply | {"error": "401::Request requires authentication", "advice": {"reconnect": "none"}}, None
+        if (token := self.oauth.token_of(request)) is None:
+            return reply | denied | {"ext": {"sfdc": {"failureReason": "401::Authentication invalid"}}}, None
+        if self.org.faults.take("handshake-denied"):
+            return reply | denied | {"ext": {"sfdc": {"failureReason": _BUSY}, **extra}}, None
+        kinds = message.get("supportedConnectionTypes")
+        if not isinstance(kinds, list) or "long-polling" not in kinds:
+            kind = kinds[0] if isinstance(kinds, list) and kinds else kinds
+            return reply | {"error": f"400::Invalid connection type {kind}", "advice": {"reconnect": "none"}}, None
+        client_id = "".join(secrets.choice(_LETTERS) for _ in range(27 + secrets.randbelow(3)))
+        cookie = request.cookies.get(COOKIE) or secrets.token_hex(16)
+        self.alive()
+        self.sessions[client_id] = Session(client_id, cookie, token.user_id, self.org.clock())
+        self.org.counts["handshakes"] += 1
+        made = {"successful": True, "clientId": client_id, "version": "1.0", "minimumVersion": "1.0"}
+        return reply | made | {"supportedConnectionTypes": ["long-polling"], "ext": extra}, cookie
+
+    def _admit(self, request: web.Request, message: Message) -> tuple[Message | None, Session | None]:
+        """The refusal of a message, or the session it belongs to."""
+        client_id = message.get("clientId")
+        reply = _reply(message)
+        if "Authorization" not in request.headers:
+            return reply | {"error": "401::Request requires authentication", "advice": {"reconnect": "none", "interval": 0}}, None
+        if not isinstance(client_id, str) or not client_id:
+            return reply | {"error": "403::Client has not completed handshake", "advice": {"reconnect": "handshake", "interval": 0}}, None
+        if message.get("channel") == "/meta/connect" and (armed := self.org.faults.take("unknown-client")):
+            self.sessions.pop(client_id, None)
+            return _unknown(message, armed.variant), None
+        self.alive()
+        session = self.sessions.get(client_id)
+        if session is None:
+            return _unknown(message, "handshake"), None
+        if request.cookies.get(COOKIE) != session.cookie:
+            return reply | {"error": f"400::Client {client_id} has established a session, but no {COOKIE} cookie present"}, None
+        if (token := self.oauth.token_of(request)) is None:
+            return reply | _unauthenticated(), None
+        if token.user_id != session.user_id:
+            return reply | {"error": "400::Authenticated user id does not match the session's user id"}, None
+        session.seen = self.org.clock()
+        return None, session
+
+    def _other(self, session: Session, message: Message) -> Message:
+        reply = _reply(message) | {"successful": True}
+        match message.get("channel"):
+            case "/meta/subscribe":
+                error = self._subscribe(session, message)
+                return reply | ({"successful": False, "error": error} if error else {})
+            case "/meta/unsubscribe":
+                session.cursors.pop(str(message.get("subscription")), None)
+                return reply
+            case "/meta/disconnect":
+                self.sessions.pop(session.client_id, None)
+                session.woken.set()
+                return reply
+        return reply | {"successful": False, "error": "403::Cannot create channel"}
+
+    def _subscribe(self, session: Session, message: Message) -> str | None:
+        """Place the cursor; the error text where that is refused."""
+        channel = message.get("subscription")
+        if not isinstance(channel, str) or not channel:
+            return "400::Channel name not specified"
+        if not channel.startswith("/"):
+            return "400::Channel subscriptions must start with a leading '/'"
+        if not self._exists(channel):
+            return f"400::The channel you requested to subscribe to doesn't exist {{{channel}}}"
+        replay = (message.get("ext") or {}).get("replay") if isinstance(message.get("ext"), dict) else None
+        wanted: Any = -1
+        if isinstance(replay, dict) and replay:
+            if channel not in replay:
+                shown = ", ".join(f"{k}={v}" for k, v in replay.items())
+                return (
+                    f"400::The replayId for channel {{{channel}}} wasn't found using the provided replay ID map {{{{{shown}}}}}. "
+                    "Ensure that the channel name you provided in the replay map is valid and matches the channel name used for subscribing."
+                )
+            wanted = replay[channel]
+        number = int(wanted) if re.fullmatch(r"-?\d{1,18}", str(wanted)) and not isinstance(wanted, bool | float) else None
+        cursor = None
+        if number == -1:
+            cursor = self.org.bus.end
+        elif number == -2:
+            cursor = self.org.bus.start
+        elif number is not None and number >= 0 and not self.org.faults.take("invalid-replay"):
+            cursor = self.org.bus.position_of(number)
+        if cursor is None or self.org.faults.take("refuse-resubscribe"):
+            return (
+                f"400::The replayId {{{wanted}}} you provided was invalid.  "
+                "Please provide a valid ID, -2 to replay all events, or -1 to replay only new events."
+            )
+        session.cursors[channel] = cursor
+        session.woken.set()
+        return None
+
+    def _exists(self, channel: str) -> bool:
+        if channel == ALL or channel in self.custom_channels or channel in self.org.bus.learnt:
+            return True
+        return any(channel == o.channel for o in self.org.schema.objects.values() if o.name in self.org.schema.selected)
+
+    async def _connect(self, request: web.Request, session: Session, message: Message, *, may_hold: bool) -> tuple[list[bytes], Message]:
+        reply = _reply(message) | {"successful": True}
+        if message.get("connectionType") not in (None, "long-polling"):
+            return [], reply | {"successful": False, "error": f"400::Invalid connection type {message['connectionType']}"}
+        session.connects += 1
+        mine = session.connects
+        session.woken.set()  # an older poll of this session ends without taking anything
+        if mine == 1:
+            advice = {"interval": 0, "timeout": int(self.org.settings.hold * 1000), "reconnect": "retry"}
+            return [], reply | {"advice": advice}
+        silent = await self._held(request, session, mine) if may_hold else bool(self.org.faults.peek("silent", "all"))
+        if session.connects != mine or session.client_id not in self.sessions:
+            return [], _unknown(message, "handshake")
+        if self.oauth.token_of(request) is None:
+            return [], reply | _unauthenticated() | {"successful": False}
+        limit = self.org.settings.daily_events
+        if self.org.faults.take("limit-403") or (limit and self.org.counts["delivered"] >= limit):
+            error = "403::Organization total events daily limit exceeded"
+            return [], reply | {"successful": False, "error": error, "advice": {"reconnect": "none", "interval": 0}}
+        session.seen = self.org.clock()
+        if silent:
+            return [], reply
+        events = self._collect(session)
+        self.org.counts["delivered"] += len(events)
+        if events and self.org.faults.take("reorder"):
+            events.reverse()
+        if events and self.org.faults.take("duplicate"):
+            events = [e for event in events for e in (event, event)]
+        return events, reply
+
+    async def _held(self, request: web.Request, session: Session, mine: int) -> bool:
+        """Wait for something to deliver, at most the hold time. True where this poll is to stay silent."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self.org.settings.hold
+        session.holding, session.transport = True, request.transport
+        try:
+            armed = self.org.faults.take("silent", "all")
+            silent = session.deaf or armed is not None
+            if self.org.faults.take("drop-connections", "held") and request.transport:
+                request.transport.abort()
+            while (left := end - loop.time()) > 0 and session.connects == mine and session.client_id in self.sessions:
+                if self.oauth.token_of(request) is None or self.org.faults.peek("limit-403"):
+                    break
+                if not silent and self._waiting(session):
+                    if self.org.settings.linger:
+                        await asyncio.sleep(min(self.org.settings.linger, left))
+                    break
+                session.woken.clear()
+                if armed and armed.left is None and self.org.faults.peek("silent", "all") is not armed:
+                    silent = session.deaf  # cleared while this poll was held
+                    continue
+                try:
+                    await asyncio.wait_for(session.woken.wait(), left)
+                except TimeoutError:
+                    break
+            return silent
+        finally:
+            if session.connects == mine:
+                session.holding, session.transport = False, None
+
+    def _matches(self, channel: str, event: Published) -> bool:
+        return channel in event.channels or event.entity in self.custom_channels.get(channel, ())
+
+    def _waiting(self, session: Session) -> bool:
+        """Whether an event waits; moves the cursors over events of other channels."""
+        for channel, cursor in session.cursors.items():
+            while events := self.org.bus.read(cursor, 500):
+                cursor = max(cursor, self.org.bus.start)
+                found = next((i for i, e in enumerate(events) if self._matches(channel, e)), None)
+                cursor += len(events) if found is None else found
+                session.cursors[channel] = cursor
+                if found is not None:
+                    return True
+        return False
+
+    def _collect(self, session: Session) -> list[bytes]:
+        """Take the next events out of the stream, in its order, each as a CometD message."""
+        if not session.cursors:
+            return []
+        low = max(min(session.cursors.values()), self.org.bus.start)
+        events = self.org.bus.read(low, self.org.settings.reply_limit)
+        taken = []
+        for index, event in enumerate(events, low):
+            for channel, cursor in session.cursors.items():
+                if index >= cursor and self._matches(channel, event):
+                    taken.append(b'{"data":' + event.data + b',"channel":' + orjson.dumps(channel) + b"}")
+        for channel, cursor in session.cursors.items():
+            session.cursors[channel] = max(cursor, low + len(events))
+        return taken
+
+
+def _wrong_version(version: str) -> str | None:
+    form = "URI format: '/cometd/66.0'"
+    if not (found := _VERSION.fullmatch(version)):
+        return f"400::API version in the URI is mandatory. {form}"
+    if int(found[1]) < 37:
+        return f"400::Unsupported API version. Only API versions '37.0' and later are supported. {form}"
+    return None
+
+
+def _id(message: Message) -> Message:
+    return {"id": message["id"]} if "id" in message else {}
+
+
+def _reply(message: Message) -> Message:
+    same = {k: message[k] for k in ("clientId", "channel", "id", "subscription") if k in message}
+    return same | {"successful": False}
+
+
+def _error(text: str) -> Message:
+    return {"error": text, "successful": False}
+
+
+def _unknown(message: Message, reconnect: str) -> Message:
+    advice = {"interval": 0, "reconnect": reconnect}
+    return {"error": "403::Unknown client", "successful": False, "advice": advice, "channel": message.get("channel"), **_id(message)}
+
+
+def _unauthenticated() -> Message:
+    return {"error": "401::Authentication invalid", "advice": {"reconnect": "none", "interval": 0}}

@@ -1,0 +1,335 @@
+"""Which objects and fields the sandbox org has: the standard ones as a table, custom ones from a YAML file.
+
+Says only what exists; values are checked in `values.py`, told to clients in `describe.py`.
+"""
+
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+# One field a line: name, type[:length or referenced objects], flags. `address` and `person-name` stand for their components.
+_SYSTEM = """
+Id id ro
+IsDeleted boolean ro hidden
+CreatedDate datetime ro
+CreatedById reference:User ro
+LastModifiedDate datetime ro
+LastModifiedById reference:User ro
+SystemModstamp datetime ro hidden
+"""
+_OBJECTS = {
+    "Account": """001
+Name string:255 required name
+Type picklist
+ParentId reference:Account
+Billing address
+Shipping address
+Phone phone:40
+Fax phone:40
+AccountNumber string:40
+Website url:255
+Sic string:20
+Industry picklist
+AnnualRevenue currency
+NumberOfEmployees int
+Ownership picklist
+TickerSymbol string:20
+Description textarea:32000
+Rating picklist
+Site string:80
+AccountSource picklist
+OwnerId reference:User owner""",
+    "Contact": """003
+AccountId reference:Account
+Name person-name
+Mailing address
+Other address
+Phone phone:40
+Fax phone:40
+MobilePhone phone:40
+HomePhone phone:40
+OtherPhone phone:40
+AssistantPhone phone:40
+AssistantName string:40
+ReportsToId reference:Contact
+Email email:80
+Title string:128
+Department string:80
+LeadSource picklist
+Birthdate date
+Description textarea:32000
+HasOptedOutOfEmail boolean
+DoNotCall boolean
+EmailBouncedReason string:255
+EmailBouncedDate datetime
+CleanStatus picklist default=Pending
+OwnerId reference:User owner""",
+    "Lead": """00Q
+Name person-name
+Title string:128
+Company string:255 required
+. address
+Phone phone:40
+MobilePhone phone:40
+Fax phone:40
+Email email:80
+Website url:255
+Description textarea:32000
+LeadSource picklist
+Status picklist default=Open
+Industry picklist
+Rating picklist
+AnnualRevenue currency
+NumberOfEmployees int
+HasOptedOutOfEmail boolean
+DoNotCall boolean
+IsConverted boolean ro
+ConvertedDate date ro
+ConvertedAccountId reference:Account ro
+ConvertedContactId reference:Contact ro
+ConvertedOpportunityId reference:Opportunity ro
+IsUnreadByOwner boolean
+OwnerId reference:User owner""",
+    "Opportunity": """006
+AccountId reference:Account
+Name string:120 required name
+Description textarea:32000
+StageName picklist required
+Amount currency
+Probability percent
+ExpectedRevenue currency ro
+TotalOpportunityQuantity double
+CloseDate date required
+Type picklist
+NextStep string:255
+LeadSource picklist
+IsClosed boolean ro
+IsWon boolean ro
+ForecastCategory picklist ro
+ForecastCategoryName picklist
+ContactId reference:Contact
+OwnerId reference:User owner""",
+    "Task": """00T
+WhoId reference:Contact|Lead
+WhatId reference:Account|Opportunity|Case
+Subject string:255 name
+ActivityDate date
+Status picklist default=Not_Started
+Priority picklist default=Normal
+IsHighPriority boolean ro
+Description textarea:32000
+AccountId reference:Account ro
+IsClosed boolean ro
+CallType picklist
+CallDurationInSeconds int
+OwnerId reference:User owner""",
+    "Case": """500
+CaseNumber string:30 ro name auto
+ContactId reference:Contact
+AccountId reference:Account
+ParentId reference:Case
+SuppliedName string:80
+SuppliedEmail email:80
+SuppliedPhone string:40
+SuppliedCompany string:80
+Type picklist
+Status picklist default=New
+Reason picklist
+Origin picklist
+Subject string:255
+Priority picklist default=Medium
+Description textarea:32000
+IsClosed boolean ro
+ClosedDate datetime ro
+IsEscalated boolean
+OwnerId reference:User owner""",
+    "User": """005
+Username string:80 required
+Name person-name
+CompanyName string:80
+Division string:80
+Department string:80
+Title string:80
+. address
+Email email:128 required
+Phone phone:40
+MobilePhone phone:40
+Alias string:8 required
+IsActive boolean default=true
+TimeZoneSidKey picklist default=America/New_York
+UserType picklist ro
+EmployeeNumber string:20
+ManagerId reference:User""",
+}
+_ADDRESS = ("Street textarea:255", "City string:40", "State string:80", "PostalCode string:20", "Country string:80")
+_ADDRESS += ("Latitude double", "Longitude double", "GeocodeAccuracy picklist")
+TYPES = frozenset(
+    "id string textarea boolean int double currency percent date datetime picklist multipicklist reference email phone url address".split()
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Field:
+    """One field. `compound`/`component`: parent and name inside an event's nested value. `hidden`: never in events."""
+
+    name: str
+    type: str
+    length: int = 0
+    reference: tuple[str, ...] = ()
+    required: bool = False
+    writable: bool = True
+    hidden: bool = False
+    default: Any = None
+    external_id: bool = False
+    unique: bool = False
+    is_name: bool = False
+    compound: str | None = None
+    component: str | None = None
+
+    @property
+    def custom(self) -> bool:
+        return self.name.endswith("__c")
+
+    @property
+    def relationship(self) -> str | None:
+        if self.type != "reference":
+            return None
+        return self.name[:-1] + "r" if self.custom else self.name.removesuffix("Id")
+
+    @property
+    def label(self) -> str:
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", self.name.removesuffix("__c").replace("_", " "))
+
+
+@dataclass(slots=True)
+class SObject:
+    """One object: fields by name, components by compound parent, and both look-ups without regard to case."""
+
+    name: str
+    prefix: str
+    fields: dict[str, Field] = field(default_factory=dict)
+    compounds: dict[str, list[Field]] = field(default_factory=dict)
+    by_lower: dict[str, Field] = field(default_factory=dict)
+    relationships: dict[str, Field] = field(default_factory=dict)
+
+    @property
+    def custom(self) -> bool:
+        return self.name.endswith("__c")
+
+    @property
+    def channel(self) -> str:
+        return "/data/" + channel_name(self.name)
+
+    def add(self, new: Field) -> None:
+        self.fields[new.name] = new
+        self.by_lower[new.name.lower()] = new
+        if new.compound:
+            self.compounds.setdefault(new.compound, []).append(new)
+        if new.relationship:
+            self.relationships[new.relationship.lower()] = new
+
+
+def channel_name(entity: str) -> str:
+    """`Account` → `AccountChangeEvent`, `Foo__c` → `Foo__ChangeEvent`."""
+    return f"{entity[:-1]}ChangeEvent" if entity.endswith("__c") else f"{entity}ChangeEvent"
+
+
+def _parse(line: str, compound: str | None = None, component: str | None = None) -> Field:
+    name, kind, *flags = line.split()
+    base, _, argument = kind.partition(":")
+    default: Any = False if base == "boolean" else None
+    for flag in flags:
+        if flag.startswith("default="):
+            text = flag.removeprefix("default=")
+            default = text == "true" if base == "boolean" else text.replace("_", " ") if base == "picklist" and "/" not in text else text
+    length = int(argument) if argument.isdigit() else {"picklist": 255, "id": 18, "reference": 18}.get(base, 0)
+    reference = tuple(argument.split("|")) if base == "reference" else ()
+    return Field(
+        name, base, length, reference, "required" in flags, "ro" not in flags, "hidden" in flags, default,
+        is_name="name" in flags, compound=compound, component=component,
+    )  # fmt: skip
+
+
+def _standard(name: str, text: str) -> SObject:
+    prefix, *lines = text.splitlines()
+    made = SObject(name, prefix)
+    for line in _SYSTEM.split("\n")[1:-1] + lines:
+        field_name, kind, *_ = line.split()
+        if kind == "address":
+            stem = "" if field_name == "." else field_name
+            made.add(Field(f"{stem}Address", "address", writable=False, hidden=True))
+            for part in _ADDRESS:
+                made.add(_parse(stem + part, f"{stem}Address", part.split()[0]))
+        elif kind == "person-name":
+            made.add(Field("Name", "string", 121, writable=False, hidden=True, is_name=True))
+            for part in ("Salutation picklist", "FirstName string:40", "LastName string:80 required"):
+                if not (name == "User" and part.startswith("Salutation")):
+                    made.add(_parse(part, "Name", part.split()[0]))
+        else:
+            made.add(_parse(line))
+    return made
+
+
+class Schema:
+    """All objects of the org. `selected` are those whose changes become events."""
+
+    def __init__(self, custom: dict[str, Any] | None = None) -> None:
+        self.objects = {name: _standard(name, text) for name, text in _OBJECTS.items()}
+        self.selected = {name for name in self.objects if name != "User"}
+        self._lower = {name.lower(): name for name in self.objects}
+        for name, fields in (custom or {}).items():
+            self._extend(str(name), fields)
+
+    def _extend(self, name: str, fields: Any) -> None:
+        if name not in self.objects:
+            if not re.fullmatch(r"[A-Za-z]\w*__c", name):
+                raise ValueError(f"{name}: neither a standard object of the sandbox nor a custom object (its name would end in __c)")
+            prefix = f"a0{len(self.objects) - len(_OBJECTS):x}"
+            self.objects[name] = _standard(name, f"{prefix}\nName string:80 name\nOwnerId reference:User owner")
+            self._lower[name.lower()] = name
+            self.selected.add(name)
+        if not isinstance(fields, dict):
+            raise ValueError(f"{name}: expected a map of custom fields, e.g. `Score__c: {{type: double}}`")
+        for field_name, options in fields.items():
+            self.objects[name].add(_custom_field(name, str(field_name), options if isinstance(options, dict) else {"type": options}))
+
+    def get(self, name: str) -> SObject | None:
+        """The object of that name, without regard to case, as Salesforce looks it up."""
+        return self.objects.get(self._lower.get(name.lower(), ""))
+
+    def by_prefix(self, record_id: str) -> SObject | None:
+        return next((o for o in self.objects.values() if record_id.startswith(o.prefix)), None)
+
+
+def _custom_field(owner: str, name: str, options: dict[str, Any]) -> Field:
+    kind = str(options.get("type", "string"))
+    known = {"type", "length", "externalId", "unique", "required", "references", "default"}
+    if not re.fullmatch(r"[A-Za-z]\w*__c", name):
+        raise ValueError(f"{owner}.{name}: the name of a custom field ends in __c")
+    if kind not in TYPES - {"id", "address"}:
+        raise ValueError(f"{owner}.{name}: unknown type {kind!r}; known: {', '.join(sorted(TYPES - {'id', 'address'}))}")
+    if unknown := set(options) - known:
+        raise ValueError(f"{owner}.{name}: unknown option {', '.join(sorted(map(str, unknown)))}; known: {', '.join(sorted(known))}")
+    made = _parse(f"{name} {kind}")
+    return replace(
+        made,
+        length=int(options.get("length", {"textarea": 32768}.get(kind, made.length or 255))),
+        reference=tuple(str(options.get("references", "Account")).split("|")) if kind == "reference" else (),
+        external_id=bool(options.get("externalId")),
+        unique=bool(options.get("unique", options.get("externalId"))),
+        required=bool(options.get("required")),
+        default=options.get("default", made.default),
+    )
+
+
+def load(path: Path | None) -> Schema:
+    """The schema with the custom fields of a YAML file. Errors: ValueError that names object and field."""
+    if path is None:
+        return Schema()
+    read = YAML(typ="safe").load(path.read_text())
+    if read is not None and not isinstance(read, dict):
+        raise ValueError(f"{path}: expected a map from object to custom fields")
+    return Schema(read)

@@ -1,0 +1,79 @@
+"""Puts the sandbox org together and on the wire. The only module here that knows all the others."""
+
+import asyncio
+from pathlib import Path
+
+from aiohttp import web
+
+from deploy.sandbox import serve
+from deploy.sandbox.salesforce import scenario, schema
+from deploy.sandbox.salesforce.cometd import Cometd
+from deploy.sandbox.salesforce.control import Control
+from deploy.sandbox.salesforce.oauth import OAuth
+from deploy.sandbox.salesforce.org import CLIENT_ID, CLIENT_SECRET, USERNAME, Org
+from deploy.sandbox.salesforce.rest import Rest
+
+DEFAULT_PORT = 8601
+_HTML = "<!DOCTYPE html>\n<html><head><title>Maintenance</title></head><body><h1>We are down for maintenance.</h1></body></html>"
+
+
+class Sandbox:
+    """A running sandbox Salesforce: `url`, and `org` for tests in the same process."""
+
+    def __init__(
+        self, records: int = 0, seed: int = 1, fields: Path | None = None, hold: float = 110.0, jwt_key: Path | None = None, port: int = 0
+    ) -> None:
+        self.org = Org(schema.load(fields), seed)
+        self.org.settings.hold = hold
+        scenario.seed(self.org, records, seed)
+        self.oauth = OAuth(self.org)
+        if jwt_key is not None:
+            self.oauth.register_file(jwt_key)
+        self.cometd = Cometd(self.org, self.oauth)
+        self.rest = Rest(self.org, self.oauth)
+        self.control = Control(self.org, self.oauth, self.cometd)
+        app = web.Application(middlewares=[serve.control_guard, self._faults], client_max_size=64 * 2**20)
+        app.add_routes([web.post("/cometd", self.cometd.handle), web.post("/cometd/{version:.*}", self.cometd.handle)])
+        app.add_routes([web.post("/services/oauth2/token", self.oauth.token), web.post("/services/oauth2/revoke", self.oauth.revoke)])
+        app.add_routes(self.control.routes() + self.rest.routes())
+        self.listener = self.control.listener = serve.Listener(app, port)
+
+    @property
+    def url(self) -> str:
+        return self.listener.url
+
+    async def start(self) -> "Sandbox":
+        await self.listener.start()
+        return self
+
+    async def stop(self) -> None:
+        await self.control.close()
+        self.cometd.forget_sessions()
+        await self.listener.stop()
+
+    async def __aenter__(self) -> "Sandbox":
+        return await self.start()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    def banner(self) -> str:
+        return f"sandbox Salesforce at {self.url}  client_id={CLIENT_ID}  client_secret={CLIENT_SECRET}  username={USERNAME}"
+
+    @web.middleware
+    async def _faults(self, request: web.Request, handler: serve.Handler) -> web.StreamResponse:
+        """Faults that strike before any meaning is read: late, an HTML page, nothing, a cut socket."""
+        path = request.path
+        if path.startswith("/sandbox/"):
+            return await handler(request)
+        kind = "cometd" if path.startswith("/cometd") else "token" if path.startswith("/services/oauth2") else "rest"
+        if slow := self.org.faults.take("slow", "all", kind):
+            await asyncio.sleep(slow.seconds)
+        if kind == "cometd" and self.org.faults.take("drop-connections", "request"):
+            if request.transport:
+                request.transport.abort()
+            return web.Response()
+        for name, status in (("html-503", 503), ("html-200", 200), ("empty-body", 200)):
+            if self.org.faults.take(name, "all", kind):
+                return web.Response(status=status, text="" if name == "empty-body" else _HTML, content_type="text/html")
+        return await handler(request)

@@ -1,0 +1,215 @@
+"""The records of the org and the transactions that change them.
+
+A kept row is never changed in place: a commit puts a new dict in its stead, so a cursor or an event may hold on to the old one.
+Knows nothing of HTTP or of events; what a commit did is told as a list of `Change`.
+"""
+
+import random
+from bisect import insort
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from deploy.sandbox.salesforce import ids, values
+from deploy.sandbox.salesforce.errors import SalesforceError, bad, not_found
+from deploy.sandbox.salesforce.schema import Schema, SObject
+
+Row = dict[str, Any]
+Kind = Literal["CREATE", "UPDATE", "DELETE", "UNDELETE"]
+
+
+@dataclass(slots=True)
+class Change:
+    """What a transaction made of one record; `sequence` is its place in the transaction, from 1."""
+
+    sobject: SObject
+    kind: Kind
+    id: str
+    before: Row | None
+    after: Row
+    sequence: int
+
+
+@dataclass(slots=True)
+class Table:
+    rows: dict[str, Row] = field(default_factory=dict)
+    order: list[str] = field(default_factory=list)  # ids, ascending
+    external: dict[str, dict[str, set[str]]] = field(default_factory=dict)  # field → lower-case value → ids not deleted
+    next_number: int = 0
+
+
+class Store:
+    def __init__(self, schema: Schema, seed: int = 0) -> None:
+        self.schema = schema
+        rng = random.Random(seed)  # own sequence: ids depend on the seed alone
+        self.tables = {
+            name: Table(
+                external={f.name: {} for f in o.fields.values() if f.external_id or f.unique}, next_number=rng.randrange(62**3, 62**4)
+            )
+            for name, o in schema.objects.items()
+        }
+
+    def new_id(self, sobject: SObject) -> str:
+        table = self.tables[sobject.name]
+        table.next_number += 1
+        return ids.make(sobject.prefix, table.next_number)
+
+    def find(self, sobject: SObject, record_id: str) -> Row | None:
+        """The row, deleted or not."""
+        return self.tables[sobject.name].rows.get(record_id)
+
+    def anywhere(self, record_id: str) -> Row | None:
+        """The row of an id of any object, by its prefix."""
+        found = self.schema.by_prefix(record_id)
+        return self.find(found, record_id) if found else None
+
+    def by_external(self, sobject: SObject, field_name: str, value: str) -> list[str]:
+        return sorted(self.tables[sobject.name].external[field_name].get(value.lower(), ()))
+
+    def live(self, sobject: SObject) -> Iterator[Row]:
+        return (row for row in self.tables[sobject.name].rows.values() if not row["IsDeleted"])
+
+    def put(self, sobject: SObject, row: Row) -> None:
+        """Keep a row as it is; for commits and for the seeded beginning."""
+        table = self.tables[sobject.name]
+        old = table.rows.get(row["Id"])
+        if old is None:
+            insort(table.order, row["Id"])
+        table.rows[row["Id"]] = row
+        for name, index in table.external.items():
+            if old and not old["IsDeleted"] and old.get(name) is not None:
+                index.get(str(old[name]).lower(), set()).discard(row["Id"])
+            if not row["IsDeleted"] and row.get(name) is not None:
+                index.setdefault(str(row[name]).lower(), set()).add(row["Id"])
+
+
+class Transaction:
+    """Changes that become visible together. Nothing is kept before `commit`; an error in an operation leaves the others as they were.
+
+    `now` is in seconds. All records of a commit get one LastModifiedDate, never below the one they had.
+    """
+
+    def __init__(self, store: Store, user_id: str, now: float) -> None:
+        self.store, self.user_id, self.now = store, user_id, now
+        self._touched: dict[str, Change] = {}
+        self._sequence = 0
+
+    def create(self, sobject: SObject, written: Row) -> str:
+        row: Row = {name: f.default for name, f in sobject.fields.items()}
+        given = self._checked(sobject, written)
+        if missing := [f.name for f in sobject.fields.values() if f.required and given.get(f.name) is None]:
+            raise bad("REQUIRED_FIELD_MISSING", f"Required fields are missing: [{', '.join(missing)}]", *missing)
+        record_id = self.store.new_id(sobject)
+        row |= {"Id": record_id, "IsDeleted": False, "CreatedById": self.user_id, "LastModifiedById": self.user_id}
+        if "OwnerId" in row:
+            row["OwnerId"] = self.user_id
+        if "CaseNumber" in row:
+            row["CaseNumber"] = f"{len(self.store.tables['Case'].rows) + len(self._touched) + 1001:08d}"
+        row |= given
+        self._unique(sobject, record_id, given)
+        values.derive(sobject, row, given)
+        self._touch(sobject, "CREATE", None, row)
+        return record_id
+
+    def update(self, sobject: SObject, record_id: str, written: Row, *, system: bool = False) -> None:
+        """`system` lets fields through that only the platform writes (lead conversion)."""
+        row = self._existing(sobject, record_id)
+        given = self._checked(sobject, written, system=system)
+        if missing := [n for n, v in given.items() if v is None and sobject.fields[n].required]:
+            raise bad("REQUIRED_FIELD_MISSING", f"Required fields are missing: [{', '.join(missing)}]", *missing)
+        self._unique(sobject, record_id, given)
+        new = row | given | {"LastModifiedById": self.user_id}
+        values.derive(sobject, new, given)
+        self._touch(sobject, "UPDATE", row, new)
+
+    def delete(self, sobject: SObject, record_id: str) -> None:
+        row = self._existing(sobject, record_id)
+        self._touch(sobject, "DELETE", row, row | {"IsDeleted": True, "LastModifiedById": self.user_id})
+
+    def undelete(self, sobject: SObject, record_id: str) -> None:
+        row = self._current(sobject, record_id)
+        if row is None:
+            raise not_found()
+        if not row["IsDeleted"]:
+            raise bad("UNDELETE_FAILED", "Entity is not in the recycle bin")
+        self._unique(sobject, record_id, row)
+        self._touch(sobject, "UNDELETE", row, row | {"IsDeleted": False, "LastModifiedById": self.user_id})
+
+    def unselected(self) -> None:
+        """A change of some object that nobody subscribed to: takes a sequence number, leaves a hole."""
+        self._sequence += 1
+
+    def commit(self) -> list[Change]:
+        """Keep everything; the changes in the order their records were first touched."""
+        stamp = max([values.iso(self.now), *(c.before["SystemModstamp"] for c in self._touched.values() if c.before)])
+        for change in self._touched.values():
+            change.after["LastModifiedDate"] = change.after["SystemModstamp"] = stamp
+            if change.before is None:
+                change.after["CreatedDate"] = stamp
+            self.store.put(change.sobject, change.after)
+        return list(self._touched.values())
+
+    def _current(self, sobject: SObject, record_id: str) -> Row | None:
+        touched = self._touched.get(record_id)
+        return touched.after if touched else self.store.find(sobject, record_id)
+
+    def _existing(self, sobject: SObject, record_id: str) -> Row:
+        row = self._current(sobject, record_id)
+        if row is None:
+            raise not_found()
+        if row["IsDeleted"]:
+            raise SalesforceError(404, "ENTITY_IS_DELETED", "entity is deleted", [])
+        return row
+
+    def _touch(self, sobject: SObject, kind: Kind, before: Row | None, after: Row) -> None:
+        """One change per record: the first kind with the last data. A record that ends deleted is a DELETE, though."""
+        known = self._touched.get(after["Id"])
+        if known is None:
+            self._sequence += 1
+            self._touched[after["Id"]] = Change(sobject, kind, after["Id"], before, after, self._sequence)
+            return
+        known.after = after
+        if known.kind == "CREATE" and after["IsDeleted"]:
+            del self._touched[after["Id"]]  # never seen by anybody
+        elif after["IsDeleted"]:
+            known.kind = "DELETE"
+        elif known.kind == "DELETE":
+            known.kind = "UNDELETE" if known.before and known.before["IsDeleted"] else "UPDATE"
+
+    def _checked(self, sobject: SObject, written: Row, *, system: bool = False) -> Row:
+        given: Row = {}
+        for name, value in written.items():
+            if name == "attributes":
+                continue
+            found = sobject.by_lower.get(name.lower())
+            if found is None:
+                raise bad("INVALID_FIELD", f"No such column '{name}' on sobject of type {sobject.name}")
+            if not found.writable and not system:
+                detail = (
+                    "Please check the security settings of this field and verify that it is read/write for your profile or permission set."
+                )
+                raise bad("INVALID_FIELD_FOR_INSERT_UPDATE", f"Unable to create/update fields: {found.name}. {detail}", found.name)
+            given[found.name] = kept = values.check(found, value)
+            if found.type == "reference" and kept is not None:
+                self._reference(found.name, found.reference, kept)
+        return given
+
+    def _reference(self, name: str, targets: tuple[str, ...], record_id: str) -> None:
+        target = self.store.schema.by_prefix(record_id)
+        row = self._current(target, record_id) if target and target.name in targets else None
+        if row is None or row["IsDeleted"]:
+            raise bad("INVALID_CROSS_REFERENCE_KEY", "invalid cross reference id", name)
+
+    def _unique(self, sobject: SObject, record_id: str, given: Row) -> None:
+        for name in self.store.tables[sobject.name].external:
+            value = given.get(name)
+            if value is None or not sobject.fields[name].unique:
+                continue
+            holders = set(self.store.by_external(sobject, name, str(value)))
+            for other in self._touched.values():
+                if other.sobject is sobject:
+                    holders.discard(other.id)
+                    if not other.after["IsDeleted"] and str(other.after.get(name)).lower() == str(value).lower():
+                        holders.add(other.id)
+            if holders := holders - {record_id}:
+                raise bad("DUPLICATE_VALUE", f"duplicate value found: {name} duplicates value on record with id: {min(holders)[:15]}")
