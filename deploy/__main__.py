@@ -1,17 +1,8 @@
-"""The front door, until all commands exist: `test` only."""
+"""`python -m deploy`: the front door, as the launcher opens it."""
 
 import sys
 
-from deploy import testing
-
-
-def main() -> int:
-    if sys.argv[1:2] != ["test"]:
-        print("usage: headrace test [--fast | --long] [pytest arguments]", file=sys.stderr)
-        return 2
-    given = sys.argv[2:]
-    return testing.run("--fast" in given, "--long" in given, [argument for argument in given if argument not in ("--fast", "--long")])
-
+from deploy.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

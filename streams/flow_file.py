@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from models.flow import NAME, Auth, Connection, Flow, Route, Salesforce, Target, Webhook
-from streams.yaml_lines import Document, Path_, did_you_mean, read_yaml
+from streams.yaml_lines import Document, Path_, read_yaml
 from streams.yaml_lines import FlowError as FlowError
 from streams.yaml_lines import Mistake as Mistake
+from streams.yaml_lines import did_you_mean as did_you_mean
 
 P = TypeVar("P", bound=BaseModel)
 SECTIONS = ("connections", "targets", "routes")

@@ -52,7 +52,7 @@ class Mistake:
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.message}; {self.remedy}"
+        return f"{self.file}{f':{self.line}' if self.line else ''}: {self.message}; {self.remedy}"
 
 
 class FlowError(SettingsError):

@@ -1,0 +1,239 @@
+"""The front door: every command a person types. Parses and hands on; what a command does stands in the module it imports when it is called.
+
+Imports of the rest of the house stay inside the commands, so that --help answers at once and a broken part breaks only its own command.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+app = typer.Typer(
+    name="headrace",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # its tracebacks show local variables, secrets among them
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Carries every change in Salesforce, and every webhook, through Apache Kafka to every system that needs it, "
+    "and can show that nothing is missing.",
+    epilog="Settings of the process are environment variables: KAFKA_BOOTSTRAP_SERVERS, HEADRACE_INSTALLATION, HEADRACE_FLOW, … "
+    "What flows where is in the flow file.",
+)
+
+FlowOption = Annotated[
+    Path | None, typer.Option("--flow", "-f", metavar="FILE", help="The flow file; else HEADRACE_FLOW, else flow.yaml.", show_default=False)
+]
+AloneOption = Annotated[
+    bool, typer.Option("--no-supervise", help="Run without the parent that starts it again: for systemd, Kubernetes and debuggers.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+RUN, LOOK, MEND, TRY = "Run the flow", "Look", "Repair and repeat", "Try and test"
+
+
+def _supervised(role: str, flow: Path | None, *more: str) -> None:
+    from deploy.processes import supervise
+
+    raise typer.Exit(supervise(role, [*(("--flow", str(flow)) if flow else ()), *more]))
+
+
+@app.command(rich_help_panel=RUN)
+def worker(flow: FlowOption = None, alone: AloneOption = False) -> None:
+    """Process events and write them to the targets: one of any number of workers, which share the partitions.
+
+    Ctrl-C or SIGTERM finishes what is in hand and stops.
+
+    Example: headrace worker --flow flow.yaml
+    """
+    if not alone:
+        _supervised("worker", flow)
+    from deploy import processes
+
+    processes.worker(flow)
+
+
+@app.command(rich_help_panel=RUN)
+def subscribe(
+    connection: Annotated[str | None, typer.Argument(help="The Salesforce connection; needed when the flow file has several.")] = None,
+    start_from: Annotated[
+        Literal["new", "retained"],
+        typer.Option("--from", help="Where to begin when no position is stored yet: now, or with what Salesforce still holds (72 h)."),
+    ] = "new",
+    flow: FlowOption = None,
+    alone: AloneOption = False,
+) -> None:
+    """Take change events of a Salesforce org into Kafka. A second one for the same org waits and takes over.
+
+    Example: headrace subscribe acme --from retained
+    """
+    if not alone:
+        _supervised("subscribe", flow, "--from", start_from, *(("--", connection) if connection else ()))
+    from deploy import processes
+
+    processes.subscribe(flow, connection, start_from)
+
+
+@app.command(rich_help_panel=RUN)
+def receive(flow: FlowOption = None, alone: AloneOption = False) -> None:
+    """Take webhooks into Kafka: POST /hooks/<source>, signatures checked, answered with 2xx only after Kafka has them.
+
+    Example: HEADRACE_RECEIVER_PORT=8080 headrace receive
+    """
+    if not alone:
+        _supervised("receive", flow)
+    from deploy import processes
+
+    processes.receive(flow)
+
+
+@app.command(rich_help_panel=RUN)
+def snapshot(
+    source: Annotated[str, typer.Argument(help="What to read whole: <connection>/<sObject>.", metavar="SOURCE")],
+    flow: FlowOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Read every record of one sObject, beside the live events. Stopped or killed, the same command goes on where it was.
+
+    Example: headrace snapshot acme/Contact
+    """
+    from deploy import runs
+
+    raise typer.Exit(runs.snapshot(flow, source, json))
+
+
+@app.command(rich_help_panel=LOOK)
+def check(
+    flow: FlowOption = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Only what the files show: ask neither Salesforce nor the targets.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Find every mistake in the flow file and its maps, and compare them with the org and the targets. Exit code 1 when there is one.
+
+    Example: headrace check --flow flow.yaml --offline
+    """
+    from deploy.check import run_check
+
+    raise typer.Exit(run_check(flow, offline=offline, as_json=json))
+
+
+@app.command(rich_help_panel=LOOK)
+def status(
+    flow: FlowOption = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it again every two seconds, until Ctrl-C.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Show over all processes what went through, what waits and for how long, what is dead, and how long until something would be lost.
+
+    Example: headrace status --watch
+    """
+    from deploy import looks
+
+    raise typer.Exit(looks.status(flow, watch, json))
+
+
+@app.command("dead-letters", rich_help_panel=LOOK)
+def dead_letters(
+    cause: Annotated[str | None, typer.Option("--cause", help="Only those of this cause, one by one.")] = None,
+    flow: FlowOption = None,
+    json: JsonOption = False,
+) -> None:
+    """List the events that could not pass: what, why, how often, and what to do. Grouped by cause.
+
+    Example: headrace dead-letters --cause 4f1d2c
+    """
+    from deploy import looks
+
+    raise typer.Exit(looks.dead_letters(flow, cause, json))
+
+
+@app.command(rich_help_panel=MEND)
+def redrive(
+    letter: Annotated[str, typer.Argument(help="The id of a dead letter, as `headrace dead-letters --cause …` shows it.", metavar="ID")],
+    flow: FlowOption = None,
+) -> None:
+    """Send a dead letter through the flow once more, after its cause was mended.
+
+    Example: headrace redrive headrace.in.acme.Contact/3/1207/people
+    """
+    from deploy import runs
+
+    raise typer.Exit(runs.redrive(flow, letter))
+
+
+@app.command(rich_help_panel=MEND)
+def replay(
+    route: Annotated[str, typer.Argument(help="The route whose events come again.", metavar="ROUTE")],
+    begin: Annotated[
+        str, typer.Option("--from", metavar="TIME|PARTITION:OFFSET", help="From here on, such as 2026-11-25T08:00Z or 3:1200.")
+    ],
+    end: Annotated[str | None, typer.Option("--to", metavar="TIME|PARTITION:OFFSET", help="Up to here; else up to now.")] = None,
+    flow: FlowOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Send a stretch of past events through one route again, beside the live ones: after a map was changed, or a target lost data.
+
+    Example: headrace replay people --from 2026-11-25T08:00Z --to 2026-11-25T09:00Z
+    """
+    from deploy import runs
+
+    raise typer.Exit(runs.replay(flow, route, begin, end, json))
+
+
+@app.command(rich_help_panel=TRY)
+def demo(
+    seconds: Annotated[
+        str | None, typer.Option("--for", metavar="TIME", help="End by itself after this time (90s, 5m) and compare source and targets.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Show the whole flow on this machine alone: Kafka, PostgreSQL, a sandbox Salesforce and Iterable, and changes going through.
+
+    Example: headrace demo --for 60s --json
+    """
+    from deploy.context import duration
+    from deploy.demo import run_demo
+
+    raise typer.Exit(run_demo(None if seconds is None else duration(seconds), json))
+
+
+@app.command(
+    rich_help_panel=TRY,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def test(
+    context: typer.Context,
+    fast: Annotated[bool, typer.Option("--fast", help="Leave out what needs Kafka or PostgreSQL.")] = False,
+    long: Annotated[bool, typer.Option("--long", help="With the long runs.")] = False,
+) -> None:
+    """Check style, types and imports, and run the tests. Other arguments go to pytest.
+
+    Example: headrace test --fast -k merge
+    """
+    from deploy import testing
+
+    raise typer.Exit(testing.run(fast, long, list(context.args)))
+
+
+@app.command(
+    rich_help_panel=TRY,
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def sandbox(context: typer.Context) -> None:
+    """A Salesforce and an Iterable at your desk, with faults to switch on. `headrace sandbox --help` lists its own commands.
+
+    Example: headrace sandbox salesforce --records 1000
+    """
+    from deploy.sandbox.commands import app as commands
+
+    typer.main.get_command(commands).main(list(context.args), prog_name="headrace sandbox")
+
+
+def main() -> int:
+    """Run the command of sys.argv; the exit code: 0 done, 1 could not, 2 the person's words or settings, 70 a fault of our own."""
+    from deploy.failures import told
+
+    with told():  # typer's own call would put its hook for tracebacks in the place of ours
+        typer.main.get_command(app).main(sys.argv[1:], prog_name="headrace")
+    return 0
