@@ -82,6 +82,10 @@ class TargetLike(Protocol):
 
     async def close(self) -> None: ...
 
+    def alone(self, effect: Effect) -> float | None:
+        """None: goes into a batch. Else the effect takes a call of its own, which costs this part of one of `requests_per_second`. Pure."""
+        ...
+
     def same_key(self, object: str, key: str) -> str:
         """The key after the target's own normalising (trim, lower-case mail): used before the Kafka key is made. Pure."""
         ...

@@ -82,6 +82,10 @@ class Target:
         """Text is compared as it stands."""
         return key
 
+    def alone(self, effect: Effect) -> float | None:  # noqa: ARG002 - the protocol's
+        """Everything fits into a batch."""
+        return None
+
     async def start(self, objects: Mapping[str, Columns]) -> None:
         """Make and extend the tables, under a lock that several workers share."""
         for object_name, columns in objects.items():
