@@ -25,7 +25,7 @@ from models.flow import Flow
 from models.settings import Settings
 from streams import metrics
 from streams.engine.stage import Output
-from streams.lag import LagWatch
+from streams.lag import LagWatch, disk_free
 from streams.publish import Publisher
 from streams.topics import Topics, ensure
 
@@ -135,6 +135,7 @@ class Health:
             await publisher.send([Output(topic, self.name.encode(), value)])
 
         async def beat() -> None:
+            metrics.DISK_FREE.set(disk_free(self._settings.state))
             if missing:  # a record for a topic that does not exist makes one on many brokers, with any number of partitions
                 await ensure(self._settings, missing)
                 missing.clear()

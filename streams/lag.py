@@ -6,23 +6,29 @@ difference of offsets alone is no lag: where one is left, the first real record 
 
 import asyncio
 import contextlib
+import shutil
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from models.errors import TemporaryError
-from models.flow import Flow
+from models.flow import Flow, Salesforce
 from models.settings import Settings
 from streams import metrics
 from streams.kafka import client_options
 from streams.publish import read_committed_consumer
+from streams.salesforce.positions import Position, read_positions
 from streams.topics import Topics
 
 PATIENCE = 5.0
 """Seconds one question to the broker may take."""
+SALESFORCE_SECONDS = 72 * 3600.0
+"""What Salesforce keeps of a channel."""
+POSITIONS_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,21 @@ def stage_of(topics: Topics, topic: str) -> str:
     return {"in": "process", "writes": "write", "fetch": "fetch"}[kind]
 
 
+def salesforce_loss(position: Position) -> float | None:
+    """Seconds until Salesforce's retention reaches a stored position; None where none was stored. 0: it may be refused."""
+    if position.second is None:
+        return None
+    return max(0.0, position.second + SALESFORCE_SECONDS - time.time())
+
+
+def disk_free(path: Path) -> int:
+    """Free bytes where `path` is or would be."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
 class LagWatch:
     """Asks the broker; its clients are made at the first question and anew after an error."""
 
@@ -53,6 +74,8 @@ class LagWatch:
             for topic in topics.all(flow, settings)
             if topic.read_by in ("process", "writer", "fetch")
         }
+        self._salesforce = any(isinstance(connection, Salesforce) for connection in flow.connections.values())
+        self._positions_at = 0.0
         self._consumer: AIOKafkaConsumer | None = None
         self._admin: AIOKafkaAdminClient | None = None
         self._seen: dict[TopicPartition, tuple[int, int, int]] = {}  # start, offset and timestamp of the first record at or behind it
@@ -65,6 +88,11 @@ class LagWatch:
             metrics.OLDEST.labels(lag.stage, lag.topic).set(lag.oldest)
             if lag.loss is not None:
                 metrics.KAFKA_HOURS.labels(lag.topic).set(lag.loss)
+        if self._salesforce and time.monotonic() > self._positions_at:
+            self._positions_at = time.monotonic() + POSITIONS_SECONDS
+            for key, position in (await read_positions(self._settings)).items():
+                if (loss := salesforce_loss(position)) is not None:
+                    metrics.SALESFORCE_HOURS.labels(*key.split("|", 1)).set(loss)
 
     async def read(self) -> list[Lag]:
         """One Lag per topic that exists, in the order of the flow. Raises TemporaryError when Kafka is away."""

@@ -1,0 +1,122 @@
+"""How `headrace status` looks. Only formats what streams/status.py collected; what is not known is shown as "?", never as 0."""
+
+from collections.abc import Iterable
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from streams.status import Hop, Status
+
+LATE_SECONDS = 60.0
+SHORT_SECONDS = 12 * 3600.0
+FULL_BYTES = 2_000_000_000
+
+
+def render(status: Status) -> Group:
+    """For rich's Console.print or Live."""
+    parts: list[RenderableType] = [Text(line, style="yellow") for line in status.unknown]
+    parts += [Text(f"target {target} is paused: it goes on by itself once its probe succeeds", style="red") for target in status.paused]
+    parts.append(_hops(status))
+    if status.latencies:
+        parts.append(_latencies(status))
+    if status.channels:
+        parts.append(_channels(status))
+    parts.append(_processes(status))
+    if status.dead:
+        parts.append(_dead(status))
+    parts.append(_stores(status))
+    return Group(*parts)
+
+
+def age(seconds: float | None) -> str:
+    """12 s, 3 min, 5.2 h, 4.0 d; "?" for None."""
+    if seconds is None:
+        return "?"
+    for size, unit in ((86_400.0, "d"), (3_600.0, "h")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    if seconds >= 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds:.0f} s" if seconds >= 1 or seconds == 0 else f"{seconds * 1000:.0f} ms"
+
+
+def size(number: int | None) -> str:
+    """Bytes for people."""
+    return "?" if number is None else f"{number / 1e9:.1f} GB"
+
+
+def _table(title: str, columns: Iterable[str], right: Iterable[str] = ()) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
+
+
+def _hops(status: Status) -> Table:
+    numbers = ("through", "waiting", "bulk", "oldest")
+    table = _table(f"{status.installation}: what went through", ("stage", "of", *numbers, "outcomes"), numbers)
+    for hop in status.hops:
+        outcomes = ", ".join(f"{escape(name)} {count:,}" for name, count in hop.outcomes.items())
+        table.add_row(hop.stage, escape(hop.name), f"{hop.through:,}", *_waiting(hop), outcomes)
+    return table
+
+
+def _waiting(hop: Hop) -> tuple[str, str, str]:
+    if hop.stage == "receive":
+        return "", "", ""
+    bulk = "" if hop.stage == "fetch" else _number(hop.bulk_lag)
+    late = hop.oldest is not None and hop.oldest > LATE_SECONDS
+    return _number(hop.lag), bulk, f"[red]{age(hop.oldest)}[/red]" if late else age(hop.oldest)
+
+
+def _number(number: int | None) -> str:
+    return "?" if number is None else f"{number:,}"
+
+
+def _latencies(status: Status) -> Table:
+    table = _table("how long it took", ("route", "target", "since", "writes", "p50", "p99"), ("writes", "p50", "p99"))
+    for one in status.latencies:
+        table.add_row(escape(one.route), escape(one.target), escape(one.since), f"{one.count:,}", age(one.p50), age(one.p99))
+    return table
+
+
+def _channels(status: Status) -> Table:
+    table = _table(
+        "subscriptions", ("connection", "channel", "state", "epoch", "position", "until Salesforce forgets it"), ("epoch", "position")
+    )
+    for one in status.channels:
+        state = {None: "[yellow]no subscriber runs[/yellow]", True: "[green]up[/green]", False: "[red]down[/red]"}[one.up]
+        where = ("none stored", "") if one.epoch is None else (str(one.epoch), "-" if one.position is None else str(one.position))
+        short = one.loss is not None and one.loss < SHORT_SECONDS and one.up is not True
+        left = "" if one.epoch is None else age(one.loss)
+        table.add_row(escape(one.connection), escape(one.channel), state, *where, f"[red]{left}[/red]" if short else left)
+    return table
+
+
+def _processes(status: Status) -> Table:
+    table = _table("processes", ("role", "process", "state", "up for", "restarts"), ("restarts",))
+    for one in status.processes:
+        state = "[green]alive[/green]" if one.answers else "[yellow]alive, no answer[/yellow]"
+        if not one.alive:
+            state = f"[red]silent for {age(one.silent)}[/red]"
+        table.add_row(one.role, escape(one.name), state, age((status.at - one.started) / 1000), str(one.restarts))
+    if not status.processes:
+        table.add_row("", "none runs", "", "", "")
+    return table
+
+
+def _dead(status: Status) -> Table:
+    total = sum(cause.count for cause in status.dead)
+    table = _table(f"dead letters: {total:,}", ("count", "stage", "route", "cause", "last reason"), ("count",))
+    for one in status.dead:
+        table.add_row(f"{one.count:,}", one.stage, escape(one.route or "-"), one.cause, escape(one.reason))
+    return table
+
+
+def _stores(status: Status) -> Text:
+    text = Text(f"Kafka would lose what waits in {age(status.kafka_loss)}; free disk {size(status.disk_free)}")
+    if (status.kafka_loss or SHORT_SECONDS) < SHORT_SECONDS or (status.disk_free or FULL_BYTES) < FULL_BYTES:
+        text.stylize("red")
+    return text

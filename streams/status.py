@@ -1,0 +1,270 @@
+"""What `headrace status` knows: one picture of all processes, from Kafka and from each process's own /metrics.
+
+It only reads. It works while nothing runs and while Kafka is away; what could not be asked is said, never shown as zero.
+Counters are those of the processes that live now, so they begin again when a process does; lag, positions and dead letters are Kafka's.
+"""
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import orjson
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
+from pydantic import BaseModel, ConfigDict
+
+from models.dead_letter import DeadLetter
+from models.errors import HeadraceError
+from models.flow import Flow, Salesforce
+from models.settings import Settings
+from streams.kafka import client_options
+from streams.lag import Lag, LagWatch, disk_free, salesforce_loss
+from streams.publish import read_all
+from streams.salesforce.positions import position_key, read_positions
+from streams.scrape import Samples, by_label, quantile, scrape, total
+from streams.topics import Topics, sources
+
+ALIVE_SECONDS = 15.0
+FORGOTTEN_SECONDS = 86_400.0
+KAFKA_SECONDS = 20.0
+
+
+class Process(BaseModel):
+    """One process, as its last heartbeat says. `silent` is seconds since then; `alive` false: killed, or cut off from Kafka."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str
+    role: str
+    host: str
+    pid: int
+    metrics: str
+    at: int
+    started: int
+    restarts: int
+    silent: float = 0.0
+    alive: bool = False
+    answers: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """One stage of one source or target: what went through, what waits (None: not known), seconds of the oldest that waits."""
+
+    stage: str
+    name: str
+    through: int
+    outcomes: Mapping[str, int] = field(default_factory=dict)
+    lag: int | None = None
+    bulk_lag: int | None = None
+    oldest: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Seconds from the source to the target's answer, from the histogram's buckets."""
+
+    route: str
+    target: str
+    since: str
+    count: int
+    p50: float | None
+    p99: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Dead letters of one cause."""
+
+    cause: str
+    stage: str
+    route: str | None
+    count: int
+    reason: str
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """Where a subscription stands. `loss`: seconds until Salesforce's retention reaches the position. `up` None: no process says."""
+
+    connection: str
+    channel: str
+    epoch: int | None
+    position: int | None
+    second: int | None
+    loss: float | None
+    up: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """All of it. `unknown` says in sentences what could not be asked."""
+
+    installation: str
+    at: int
+    processes: list[Process]
+    hops: list[Hop]
+    latencies: list[Latency]
+    dead: list[Cause]
+    channels: list[Channel]
+    paused: list[str]
+    kafka_loss: float | None
+    disk_free: int | None
+    unknown: list[str]
+
+    def json(self) -> bytes:
+        """For --json: names as in this file, seconds, bytes, epoch ms."""
+        return orjson.dumps(self, option=orjson.OPT_INDENT_2, default=dict)
+
+
+async def collect(settings: Settings, flow: Flow) -> Status:
+    """Ask Kafka and every process. Never raises for what is away: see `Status.unknown`."""
+    unknown: list[str] = []
+    topics = Topics(settings.installation)
+    lags: list[Lag] = []
+    processes: list[Process] = []
+    dead: list[Cause] = []
+    stored: dict[str, tuple[int, int | None, int | None, float | None]] = {}
+    try:
+        async with asyncio.timeout(KAFKA_SECONDS):
+            there = await _there(settings)
+            if topics.processes in there:
+                processes = _processes((r.key, r.value) for r in await read_all(settings, topics.processes))
+            if topics.dead_letters in there:
+                dead = _causes(r.value for r in await read_all(settings, topics.dead_letters))
+            if topics.positions in there:
+                for key, p in (await read_positions(settings)).items():
+                    stored[key] = (p.epoch, p.position, p.second, salesforce_loss(p))
+            watch = LagWatch(settings, flow)
+            try:
+                lags = await watch.read()
+            finally:
+                await watch.close()
+            if not there.intersection(topic.name for topic in topics.all(flow, settings)):
+                unknown.append(f"installation {settings.installation} has no topics yet: nothing was started here")
+    except (KafkaError, HeadraceError, OSError, TimeoutError) as error:
+        said = str(error) if isinstance(error, HeadraceError) else type(error).__name__
+        unknown.append(f"Kafka at {settings.kafka} did not answer ({said}): lag, positions, dead letters and processes are not known")
+    answers = await scrape({p.name: p.metrics for p in processes if p.alive})
+    processes = [p.model_copy(update={"answers": p.name in answers}) for p in processes]
+    unknown += [f"{p.name} is alive but {p.metrics} did not answer" for p in processes if p.alive and not p.answers]
+    samples = total(answers.values())
+    disk = [int(v) for text in answers.values() for v in text.get("headrace_disk_free_bytes", {}).values()]
+    return Status(
+        installation=settings.installation,
+        at=int(time.time() * 1000),
+        processes=processes,
+        hops=_hops(topics, flow, samples, {lag.topic: lag for lag in lags}),
+        latencies=_latencies(samples),
+        dead=dead,
+        channels=_channels(flow, samples, stored),
+        paused=sorted(dict(labels).get("target", "") for labels, v in samples.get("headrace_target_paused", {}).items() if v),
+        kafka_loss=min((lag.loss for lag in lags if lag.loss is not None), default=None),
+        disk_free=min(disk, default=disk_free(settings.state)),
+        unknown=unknown,
+    )
+
+
+def scrape_targets(status: Status) -> list[dict[str, object]]:
+    """The living processes as Prometheus' file_sd wants them."""
+    return [
+        {"targets": [p.metrics.removeprefix("http://").removesuffix("/metrics")], "labels": {"role": p.role}}
+        for p in status.processes
+        if p.alive
+    ]
+
+
+async def _there(settings: Settings) -> set[str]:
+    admin = AIOKafkaAdminClient(**client_options(settings))
+    try:
+        await admin.start()
+        return set(await admin.list_topics())
+    finally:
+        await admin.close()
+
+
+def _processes(records: Iterable[tuple[bytes | None, bytes | None]]) -> list[Process]:
+    now = time.time()
+    found: dict[str, Process] = {}
+    for key, value in records:
+        name = (key or b"").decode(errors="replace")
+        found.pop(name, None)
+        if value is None:
+            continue  # it ended by itself
+        try:
+            process = Process.model_validate({**orjson.loads(value), "name": name})
+        except (ValueError, TypeError):
+            continue  # not one of ours
+        silent = max(0.0, now - process.at / 1000)
+        if silent < FORGOTTEN_SECONDS:
+            found[name] = process.model_copy(update={"silent": silent, "alive": silent < ALIVE_SECONDS})
+    return sorted(found.values(), key=lambda p: (p.role, p.name))
+
+
+def _causes(values: Iterable[bytes | None]) -> list[Cause]:
+    """Open ones, the commonest first. The last record of an id counts; a tombstone closes it."""
+    letters: dict[str, DeadLetter] = {}
+    for value in values:
+        try:
+            letter = DeadLetter.model_validate_json(value or b"")
+        except ValueError:
+            continue
+        letters[letter.id] = letter
+    groups: dict[str, list[DeadLetter]] = defaultdict(list)
+    for letter in letters.values():
+        groups[letter.cause].append(letter)
+    found = []
+    for cause, group in groups.items():
+        last = max(group, key=lambda letter: letter.at)
+        found.append(Cause(cause, last.stage, last.route, len(group), last.reason, last.at))
+    return sorted(found, key=lambda c: (-c.count, c.cause))
+
+
+def _hops(topics: Topics, flow: Flow, samples: Samples, lags: Mapping[str, Lag]) -> list[Hop]:
+    def hop(stage: str, name: str, outcomes: dict[str, int], topic: str | None, bulk: str | None = None) -> Hop:
+        live, other = (lags.get(t) if t else None for t in (topic, bulk))
+        known = [lag for lag in (live, other) if lag]
+        oldest = max((lag.oldest for lag in known), default=None)
+        return Hop(stage, name, sum(outcomes.values()), outcomes, live.records if live else None, other.records if other else None, oldest)
+
+    found = []
+    for source in sources(flow):
+        connection, _, sobject = source.partition("/")
+        of = {"connection": connection, "sobject": sobject}
+        found.append(hop("receive", source, by_label(samples, "headrace_events_received_total", "reason", **of), None))
+        names = topics.inbound(source), topics.inbound(source, bulk=True)
+        found.append(hop("process", source, by_label(samples, "headrace_records_processed_total", "outcome", **of), *names))
+    for name, connection_ in flow.connections.items():
+        if isinstance(connection_, Salesforce):
+            found.append(
+                hop("fetch", name, by_label(samples, "headrace_records_fetched_total", "outcome", connection=name), topics.fetch(name))
+            )
+    for target in flow.targets:
+        names = topics.writes(target), topics.writes(target, bulk=True)
+        found.append(hop("write", target, by_label(samples, "headrace_writes_total", "outcome", target=target), *names))
+    order = ("receive", "process", "fetch", "write")
+    return sorted(found, key=lambda h: order.index(h.stage))
+
+
+def _channels(flow: Flow, samples: Samples, stored: Mapping[str, tuple[int, int | None, int | None, float | None]]) -> list[Channel]:
+    found = []
+    for name, connection in flow.connections.items():
+        for channel in connection.channels if isinstance(connection, Salesforce) else ():
+            up = samples.get("headrace_subscription_up", {}).get((("channel", channel), ("connection", name)))
+            epoch, position, second, loss = stored.get(position_key(name, channel), (None, None, None, None))
+            found.append(Channel(name, channel, epoch, position, second, loss, None if up is None else up > 0))
+    return found
+
+
+def _latencies(samples: Samples) -> list[Latency]:
+    buckets: dict[tuple[str, str, str], list[tuple[float, float]]] = defaultdict(list)
+    for labels, value in samples.get("headrace_latency_seconds_bucket", {}).items():
+        has = dict(labels)
+        buckets[has["route"], has["target"], has["since"]].append((float(has["le"]), value))
+    return [
+        Latency(*key, int(max(count for _, count in found)), quantile(0.5, found), quantile(0.99, found))
+        for key, found in sorted(buckets.items())
+    ]
