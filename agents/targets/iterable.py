@@ -1,10 +1,11 @@
 """Iterable as a target: users, known by their e-mail address, written through bulkUpdate.
 
-A body is `{"email": …, "dataFields": {…}}`. What the image has and the body has not is sent as null, which removes it; objects are merged,
-so what others keep beside ours stays. Everything of one user goes through bulkUpdate, one by one too: single and bulk endpoints are separate
-queues at Iterable and would reorder. Failures come by address, not by place, so each address is once in a batch.
-When nobody speaks for an address any longer: `delete` deletes the user, `tombstone` and `mark` set dataFields.deletedAtSource to true, and a
-later write removes the flag. A changed address is a rename (updateEmail). Iterable cannot compare turns: the writer's order is all there is.
+A body is `{"email": …, "dataFields": {…}}`. What the image has and the body has not is sent as null, which removes it; objects are
+merged, so what others keep beside ours stays. Everything of one user goes through bulkUpdate, one by one too: single and bulk endpoints
+are separate queues at Iterable and would reorder. Failures come by address, not by place, so each address is once in a batch.
+When nobody speaks for an address any longer: `delete` deletes the user, `tombstone` and `mark` set dataFields.deletedAtSource to true,
+and a later write removes the flag. A changed address is a rename (updateEmail). Iterable cannot compare turns: the writer's order is all
+there is.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,0 +1,325 @@
+"""One writer agent per target: decides what the target is to be told, tells it in batches, and records what became of it.
+
+What it decides is in agents/rules/delivery.py, what an error means in agents/guard.py, what goes over the wire in agents/targets. It holds
+nothing between chunks but the target: its state is the table `delivered`, its acknowledgement the chunk's transaction.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+import structlog
+from aiolimiter import AsyncLimiter
+
+from agents.guard import Guard, dead_letter_output, per_record, split
+from agents.rules.delivery import Decision, Delivered, apply
+from agents.rules.writes import decode_write, encode_write
+from agents.targets.base import Columns, Effect, TargetLike
+from models.errors import HeadraceError, PermanentError, TemporaryError
+from models.flow import Flow, Webhook
+from models.settings import Settings
+from models.write import Outcome, Write, WriteResult
+from streams import metrics
+from streams.engine.stage import Changes, Chunk, Output, Partition, Record, Result, Stage
+from streams.topics import Topics
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+STAGE = "write"
+TABLE = "delivered"
+BULK_RECORDS = 500
+WATCHED = ("live", "fetch")
+"""Reasons whose way from the source counts as latency; what comes later on purpose would hide it."""
+
+
+def writer_stage(
+    name: str, target: TargetLike, flow: Flow, settings: Settings, objects: Mapping[str, Columns], *, guard: Guard | None = None
+) -> Stage:
+    """The stage that writes to one target. `objects` are the columns the maps give it; the target is started at the first chunk."""
+    topics = Topics(settings.installation)
+    writer = Writer(name, target, flow, settings, objects, guard or Guard(STAGE, name))
+    return Stage(
+        name=f"write-{name}",
+        live=[topics.writes(name)],
+        bulk=[topics.writes(name, bulk=True)],
+        handler=writer.handle,
+        tables=[TABLE],
+        live_records=min(target.batch_records, 1000),
+        bulk_records=min(target.batch_records, BULK_RECORDS),
+        max_bytes=target.batch_bytes,
+    )
+
+
+@dataclass(slots=True)
+class Key:
+    """One target key within a chunk: its state, the last record that asked for a call, and whether one must be made."""
+
+    state: Delivered
+    record: Record | None = None
+    write: Write | None = None
+    decision: Decision | None = None
+    forced: bool = False
+
+
+@dataclass(slots=True)
+class Work:
+    """What a chunk becomes."""
+
+    keys: dict[bytes, Key] = field(default_factory=dict)
+    dead: list[Output] = field(default_factory=list)
+    forwards: list[Output] = field(default_factory=list)
+    outcomes: Counter[tuple[str, Outcome]] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One effect and where it came from."""
+
+    effect: Effect
+    key: Key
+    record: Record
+    write: Write
+    bytes: int
+
+
+class Writer:
+    """Handler of one target's stage; see `handle`."""
+
+    def __init__(self, name: str, target: TargetLike, flow: Flow, settings: Settings, objects: Mapping[str, Columns], guard: Guard) -> None:
+        self.name, self.target, self.guard = name, target, guard
+        self._flow, self._objects = flow, objects
+        self._topics = Topics(settings.installation)
+        self._routes = frozenset(route for route, what in flow.routes.items() if what.to == name)
+        self._call_seconds = settings.drain_seconds * 0.8
+        self._prefix = f"{name}|".encode()
+        self._started = False
+        self._starting = asyncio.Lock()
+        self._limiter: AsyncLimiter | None = None
+        self._limit = 0.0
+
+    async def handle(self, chunk: Chunk, partition: Partition) -> Result:
+        """Decide for every record, call the target for what is left, give state, dead letters and forwarded writes for one transaction."""
+        work = Work()
+        writes = list(self._decode(chunk, work))
+        self._load(work, writes, partition)
+        lane = self._topics.lane(chunk.topic)
+        for record, write in writes:
+            key = work.keys[write.kafka_key]
+            self._decide(work, key, record, write, apply(key.state, write, lane, record.offset, routes=self._routes))
+            if write.then is not None:
+                then = write.then
+                work.forwards.append(Output(self._topics.writes(self.name, bulk=lane == "bulk"), then.kafka_key, encode_write(then)))
+        if items := list(self._items(work)):
+            await self._start(partition)
+            for batch in self._batches(items):
+                await self._send(batch, partition, work)
+        self.guard.check(partition)
+        for (route, outcome), count in work.outcomes.items():
+            metrics.WRITTEN.labels(self.name, route, outcome.value).inc(count)
+        state: Changes = [(self._prefix + key, held.state.encode()) for key, held in work.keys.items()]
+        return Result([*work.dead, *work.forwards], {TABLE: state} if state else {})
+
+    async def close(self) -> None:
+        """Close the target's connections."""
+        await self.target.close()
+
+    def _decode(self, chunk: Chunk, work: Work) -> Iterator[tuple[Record, Write]]:
+        for record in chunk.records:
+            write = per_record(STAGE, record, partial(_read, record), topics=self._topics, redrive_to=chunk.topic, dead=work.dead)
+            if write is None:
+                work.outcomes["", Outcome.DEAD] += 1
+            elif write.route in self._routes:
+                yield record, write
+            else:
+                work.outcomes["", Outcome.STALE] += 1  # a route that the flow no longer has
+
+    def _load(self, work: Work, writes: Sequence[tuple[Record, Write]], partition: Partition) -> None:
+        names = list(dict.fromkeys(write.kafka_key for _, write in writes))
+        held = partition.store(TABLE).get_many([self._prefix + name for name in names]) if names else []
+        work.keys = {name: Key(Delivered.decode(raw)) for name, raw in zip(names, held, strict=True)}
+
+    def _decide(self, work: Work, key: Key, record: Record, write: Write, decision: Decision) -> None:
+        """Keep the last decision that has a call.
+
+        A stale write calls too, with what stands: it may have reached the target in a chunk that a crash left unfinished, and then a later
+        write of the other lane was below its turn, or was skipped as equal to what the target no longer held. For the same reason an
+        equal write is skipped only when it is the key's only one in the chunk.
+        """
+        if decision.winner is None and decision.rename_to is None and _ignores(write):
+            work.outcomes[write.route, Outcome.STALE if decision.stale else Outcome.UNCHANGED] += 1
+            return
+        if key.write is not None:
+            work.outcomes[key.write.route, Outcome.STALE] += 1
+        key.forced = key.forced or key.write is not None or decision.stale or write.always or write.renamed_from is not None
+        key.record, key.write, key.decision = record, write, decision
+
+    def _items(self, work: Work) -> Iterator[Item]:
+        """The calls to make, one per key of the target."""
+        found: dict[tuple[str, str], Item] = {}
+        for key in work.keys.values():
+            if key.record is None or key.write is None or key.decision is None:
+                continue
+            write, decision, state = key.write, key.decision, key.state
+            if not (self.target.compares or key.forced or decision.rename_to) and state.same():
+                work.outcomes[write.route, Outcome.UNCHANGED] += 1
+                continue
+            effect = Effect(
+                object=write.object,
+                key=self.target.same_key(write.object, write.key),
+                body=decision.body,
+                turn=decision.turn,
+                on_delete="tombstone" if write.on_delete == "ignore" else write.on_delete,
+                image=state.image,
+                id=state.id,
+                rename_to=decision.rename_to,
+                meta=_meta(write, decision),
+            )
+            size = len(key.record.value or b"") + 200
+            found[effect.object, effect.key] = Item(effect, key, key.record, write, size)
+        yield from found.values()
+
+    def _batches(self, items: Sequence[Item]) -> Iterator[list[Item]]:
+        """As many as one call may hold, in records and bytes; what must go alone, alone."""
+        batch: list[Item] = []
+        size = 0
+        for item in items:
+            if self.target.alone(item.effect) is not None:
+                yield [item]
+                continue
+            if batch and (len(batch) >= self.target.batch_records or size + item.bytes > self.target.batch_bytes):
+                yield batch
+                batch, size = [], 0
+            batch.append(item)
+            size += item.bytes
+        if batch:
+            yield batch
+
+    async def _send(self, batch: Sequence[Item], partition: Partition, work: Work) -> None:
+        """Tell the target, halving a batch that is refused as a whole; record each result."""
+
+        async def write(items: Sequence[Item]) -> None:
+            effects = [item.effect for item in items]
+            cost = self.target.alone(effects[0]) if len(effects) == 1 else None
+            call = partial(self._call, effects, partition, 1.0 if cost is None else cost)
+            results = await self.guard.call(partition, call, self._probe, self._call_seconds)
+            for item, result in zip(items, results, strict=True):
+                self._record(item, result, work)
+
+        def guilty(item: Item, error: PermanentError | TemporaryError) -> None:
+            retryable = isinstance(error, TemporaryError)
+            self._record(item, WriteResult(Outcome.DEAD, error.reason, getattr(error, "field", None), retryable), work)
+
+        await split(batch, write, guilty)
+
+    def _record(self, item: Item, result: WriteResult, work: Work) -> None:
+        """What became of one effect: into its state, the dead letters, the metrics."""
+        effect, write, state = item.effect, item.write, item.key.state
+        work.outcomes[write.route, result.outcome] += 1
+        if result.outcome is Outcome.DEAD:
+            state.unknown()
+            error = TemporaryError(result.reason) if result.retryable else PermanentError(result.reason, field=result.field)
+            source = str(effect.meta["source"])
+            work.dead.append(
+                dead_letter_output(
+                    STAGE,
+                    item.record,
+                    error,
+                    topics=self._topics,
+                    redrive_to=self._topics.inbound(in_topic_source(source, self._flow)[0]),
+                    route=str(effect.meta["route"]),
+                    attempts=self.guard.attempts if result.retryable else 1,
+                    revision=int(effect.meta["revision"]),
+                    source=source,
+                )
+            )
+        elif result.outcome is Outcome.STALE:
+            state.unknown()
+            log.warning("the target holds a later turn", target=self.name, object=effect.object, turn=effect.turn)
+        else:
+            state.wrote(effect.turn, effect.body, id=result.id)
+            self._latency(write)
+
+    def _latency(self, write: Write) -> None:
+        if write.reason in WATCHED and not write.always:
+            now = time.time()
+            for since, began in (("commit", write.committed), ("received", write.received)):
+                if began is not None:
+                    metrics.LATENCY.labels(write.route, self.name, since).observe(max(0.0, now - began / 1000))
+
+    async def _start(self, partition: Partition) -> None:
+        """Start the target inside the guard: one that is down delays nobody else."""
+        if not self._started:
+            await self.guard.call(partition, self._start_once, self._probe, self._call_seconds)
+
+    async def _start_once(self) -> None:
+        async with self._starting:
+            if not self._started:
+                await self._timed(partial(self.target.start, self._objects))
+                self._started = True
+
+    async def _probe(self) -> None:
+        await self._timed(self.target.probe)
+
+    async def _call(self, effects: Sequence[Effect], partition: Partition, cost: float) -> list[WriteResult]:
+        """One call, when the rate allows it, if the partition is still ours then."""
+        await self._wait_for_rate(partition, cost)
+        started, outcome = time.monotonic(), "ok"
+        try:
+            return await self._timed(partial(self.target.write, effects))
+        except HeadraceError as error:
+            outcome = type(error).__name__
+            raise
+        finally:
+            metrics.CALL_SECONDS.labels(self.name, outcome).observe(time.monotonic() - started)
+
+    async def _wait_for_rate(self, partition: Partition, cost: float) -> None:
+        """Wait for this process's share of the target's rate."""
+        if self.target.requests_per_second is None:
+            return
+        limit = self.target.requests_per_second * partition.share()
+        if self._limiter is None or limit != self._limit:
+            self._limiter, self._limit = AsyncLimiter(1, 1 / limit), limit
+        started = time.monotonic()
+        partition.waiting(f"rate limit of {self.name}", started + 60 + self._call_seconds)
+        await self._limiter.acquire(cost)
+        metrics.WAITED.labels(self.name).inc(time.monotonic() - started)
+        self.guard.check(partition)
+
+    async def _timed(self, call: Callable[[], Awaitable[T]]) -> T:
+        try:
+            async with asyncio.timeout(self._call_seconds):
+                return await call()
+        except TimeoutError:
+            raise TemporaryError(f"target {self.name} did not answer within {self._call_seconds:g} s") from None
+
+
+def in_topic_source(source: str, flow: Flow) -> tuple[str, str]:
+    """Source of the in-topic, and the id in it, of a source record "<connection>/<sObject>/<id>" or "<webhook>/…/<id>"."""
+    connection, _, rest = source.partition("/")
+    if isinstance(flow.connections.get(connection), Webhook):
+        return connection, rest.removeprefix("/")
+    sobject, _, id = rest.partition("/")
+    return f"{connection}/{sobject}", id
+
+
+def _read(record: Record) -> Write:
+    write = decode_write(record.value)
+    if record.key != write.kafka_key:
+        raise PermanentError("the record's key is not that of its write: what writes to this topic beside Headrace?")
+    return write
+
+
+def _ignores(write: Write) -> bool:
+    """`ignore` keeps what the source deleted; a record that only has another key now is not deleted, its old row is."""
+    return write.on_delete == "ignore" and write.successor is None
+
+
+def _meta(write: Write, decision: Decision) -> dict[str, object]:
+    """Columns that people read: of the record that speaks, else of the one that left."""
+    spoken = decision.winner or write
+    return {name: getattr(spoken, name) for name in ("source", "route", "revision", "position", "committed", "received")}
