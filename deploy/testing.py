@@ -24,7 +24,7 @@ def run(fast: bool = False, long: bool = False, extra: list[str] | None = None) 
     if not (ROOT / "tests").is_dir():
         print(f"{ROOT} holds no tests: run this from a clone of the repository.", file=sys.stderr)
         return 2
-    codes = [*_checks(), _pytest(_pytest_arguments(fast, long, extra or []))]
+    codes = [*_checks(), _pytest(choose(fast, long, extra or []))]
     failed = [code for code in codes if code]
     print("\nAll passed." if not failed else f"\n{len(failed)} of {len(codes)} steps failed.")
     return failed[0] if failed else 0
@@ -54,8 +54,8 @@ def _checks() -> list[int]:
     return codes
 
 
-def _pytest_arguments(fast: bool, long: bool, extra: list[str]) -> list[str]:
-    """Paths that the caller names take the place of the folders we would choose."""
+def choose(fast: bool, long: bool, extra: list[str]) -> list[str]:
+    """The arguments for pytest. Paths that the caller names take the place of the folders we would choose."""
     chosen = any((ROOT / argument.split("::")[0]).exists() for argument in extra if not argument.startswith("-"))
     arguments: list[str] = []
     if fast:

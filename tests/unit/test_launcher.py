@@ -140,8 +140,9 @@ def test_a_folder_named_venv_that_is_none_is_never_deleted(root: Path) -> None:
     assert (root / ".venv" / "diary.txt").read_text() == "mine"
 
 
-def test_two_launches_at_once_make_one_environment(root: Path) -> None:
-    inside, go_on = threading.Event(), threading.Event()
+def test_two_launches_at_once_make_one_environment(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside, waiting, go_on = threading.Event(), threading.Event(), threading.Event()
+    monkeypatch.setattr(launcher, "say", lambda text, end="": waiting.set() if text.startswith("waiting for another") else None)
 
     class Slow(Recorded):
         def make(self) -> None:
@@ -155,9 +156,11 @@ def test_two_launches_at_once_make_one_environment(root: Path) -> None:
     assert inside.wait(20)
     threads.append(threading.Thread(target=second.prepare, kwargs={"test": False}))
     threads[1].start()
+    second_waited = waiting.wait(20)
     go_on.set()
     for thread in threads:
         thread.join(20)
+    assert second_waited
     assert first.calls == ["make", "requirements.txt", "editable"]
     assert second.calls == []
 
