@@ -8,13 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from deploy.sandbox import client, serve
+from deploy.sandbox.iterable import server as iterable_server
 from deploy.sandbox.salesforce import server as salesforce_server
 
 app = typer.Typer(help="A Salesforce and an Iterable at your desk, which can be broken.", no_args_is_help=True, add_completion=False)
 
 Url = Annotated[str | None, typer.Option(help="Address of the running sandbox.")]
 Target = Annotated[str, typer.Option(help="salesforce or iterable.")]
-_PORTS = {"salesforce": salesforce_server.DEFAULT_PORT, "iterable": 8602}
+_PORTS = {"salesforce": salesforce_server.DEFAULT_PORT, "iterable": iterable_server.DEFAULT_PORT}
 
 
 def _ask(url: str | None, method: str, path: str, body: Any = None, target: str = "salesforce") -> Any:
@@ -53,6 +54,21 @@ def salesforce(
             sandbox = await salesforce_server.Sandbox(records, seed, fields, hold, jwt_key, port).start()
         except ValueError as error:
             raise SystemExit(f"error: {error}") from None
+        typer.echo(sandbox.banner())
+        return sandbox.listener
+
+    serve.run_forever(make)
+
+
+@app.command()
+def iterable(
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = iterable_server.DEFAULT_PORT,
+    key: Annotated[str, typer.Option(help="The API key of its project.")] = iterable_server.API_KEY,
+) -> None:
+    """An Iterable project: profiles, buckets, limits."""
+
+    async def make() -> serve.Listener:
+        sandbox = await iterable_server.Sandbox(port, key).start()
         typer.echo(sandbox.banner())
         return sandbox.listener
 

@@ -57,6 +57,19 @@ class Faults:
             self.armed[name] = made
         return made
 
+    def arm_given(self, given: dict[str, Any]) -> Armed:
+        """Switch on what a control request asks for: `{"name", "times"?, "variant"?, "seconds"?}`. Errors: ValueError."""
+        times, seconds = given.get("times"), given.get("seconds")
+        if (
+            isinstance(times, bool)
+            or not isinstance(times, int | None)
+            or isinstance(seconds, bool)
+            or not isinstance(seconds, int | float | None)
+        ):
+            raise ValueError("times is a whole number, seconds a number")
+        variant = given.get("variant")
+        return self.arm(str(given.get("name")), times, None if variant is None else str(variant), seconds)
+
     def peek(self, name: str, *variants: str) -> Armed | None:
         """The fault if it is on (and of one of the variants, where some are given); not used up."""
         found = self.armed.get(name)

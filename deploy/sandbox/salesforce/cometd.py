@@ -23,8 +23,8 @@ MAX_BODY = 32_768
 _VERSION = re.compile(r"(\d+)\.0")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 _BUSY = (
-    "403::To protect all customers from excessive use and Denial of Service attacks, we limit the number of simultaneous connections per server.  "
-    "Your request has been denied because this limit has been exceeded.  Please try your request again later."
+    "403::To protect all customers from excessive use and Denial of Service attacks, we limit the number of simultaneous connections "
+    "per server.  Your request has been denied because this limit has been exceeded.  Please try your request again later."
 )
 
 
@@ -204,7 +204,8 @@ class Cometd:
                 shown = ", ".join(f"{k}={v}" for k, v in replay.items())
                 return (
                     f"400::The replayId for channel {{{channel}}} wasn't found using the provided replay ID map {{{{{shown}}}}}. "
-                    "Ensure that the channel name you provided in the replay map is valid and matches the channel name used for subscribing."
+                    "Ensure that the channel name you provided in the replay map is valid "
+                    "and matches the channel name used for subscribing."
                 )
             wanted = replay[channel]
         number = int(wanted) if re.fullmatch(r"-?\d{1,18}", str(wanted)) and not isinstance(wanted, bool | float) else None

@@ -150,10 +150,7 @@ class Control:
 
     async def _arm(self, request: web.Request) -> web.Response:
         """`{"name", "times"?, "variant"?, "seconds"?}`; times 0 means until cleared."""
-        given = await serve.body(request)
-        if not isinstance(given.get("times", 0), int) or not isinstance(given.get("seconds", 0), int | float):
-            raise ValueError("times and seconds are numbers")
-        armed = self.org.faults.arm(str(given.get("name")), given.get("times"), given.get("variant"), given.get("seconds"))
+        armed = self.org.faults.arm_given(await serve.body(request))
         match armed.name:
             case "drop-connections":
                 self.cometd.cut_held()

@@ -95,7 +95,8 @@ class _Plan:
 
     def field(self, path: soql.Path_) -> tuple[tuple[Field, ...], Field]:
         """The reference fields to follow and the field at the end."""
-        at, steps = self.sobject, []
+        at = self.sobject
+        steps: list[Field] = []
         for name in path[:-1]:
             step = at.relationships.get(name.lower())
             if step is None:
@@ -249,13 +250,13 @@ def _operand(found: Field, literal: soql.Literal, operator: str) -> Any:
         quoted = "and should not be enclosed in quotes" if wants != "string" else "and should be enclosed in quotes"
         raise bad_name("INVALID_FIELD", f"value of filter criterion for field '{found.name}' must be of type {found.type} {quoted}")
     if found.type in ("id", "reference"):
-        return ids.normalize(literal.value) or _malformed_id(found, literal.value, operator)
+        return ids.normalize(literal.value) or _malformed_id(literal.value, operator)
     if wants == "boolean" and operator not in ("=", "!=", "in"):
         raise bad_name("INVALID_QUERY_FILTER_OPERATOR", f"invalid operator on {found.name} field")
     return literal.value
 
 
-def _malformed_id(found: Field, text: str, operator: str) -> str:
+def _malformed_id(text: str, operator: str) -> str:
     if operator in ("<", ">", "<=", ">=", "like"):
         return text  # keyset paging starts from any text
     raise bad("INVALID_QUERY_FILTER_OPERATOR", f"invalid ID field: {text[:80]}")
@@ -268,22 +269,24 @@ def _test(getter: Getter, operator: str, wanted: list[Any]) -> Callable[[Row], b
     if operator == "like":
         matches = _like(wanted[0])
         return lambda row: isinstance(v := getter(row), str) and matches(v)
-    value = wanted[0]
-    if _is_id(value):
-        folded, fold = value, lambda v: v
-    else:
-        folded, fold = _folded(value), _folded
+    exact = _is_id(wanted[0])
+    folded = wanted[0] if exact else _folded(wanted[0])
+
+    def fold(row: Row) -> Any:
+        value = getter(row)
+        return value if exact else _folded(value)
+
     if operator == "=":
-        return lambda row: bool(fold(getter(row)) == folded)
+        return lambda row: bool(fold(row) == folded)
     if operator == "!=":
-        return lambda row: bool(fold(getter(row)) != folded)
+        return lambda row: bool(fold(row) != folded)
     if operator == "<":
-        return lambda row: (v := fold(getter(row))) is not None and v < folded
+        return lambda row: (v := fold(row)) is not None and v < folded
     if operator == "<=":
-        return lambda row: (v := fold(getter(row))) is not None and v <= folded
+        return lambda row: (v := fold(row)) is not None and v <= folded
     if operator == ">":
-        return lambda row: (v := fold(getter(row))) is not None and v > folded
-    return lambda row: (v := fold(getter(row))) is not None and v >= folded
+        return lambda row: (v := fold(row)) is not None and v > folded
+    return lambda row: (v := fold(row)) is not None and v >= folded
 
 
 def _is_id(value: Any) -> bool:

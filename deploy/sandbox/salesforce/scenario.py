@@ -11,7 +11,8 @@ from deploy.sandbox.salesforce import values
 from deploy.sandbox.salesforce.org import USERNAME, Org
 from deploy.sandbox.salesforce.schema import SObject
 
-_FIRST = "Arvel Brisa Corwen Delphi Edric Fenna Garrow Hesper Ilvar Jorun Kestrel Lunet Maro Nerys Orrin Petra Quill Rosvita Sorrel Tamsin".split()
+_FIRST = ["Arvel", "Brisa", "Corwen", "Delphi", "Edric", "Fenna", "Garrow", "Hesper", "Ilvar", "Jorun", "Kestrel", "Lunet", "Maro"]
+_FIRST += ["Nerys", "Orrin", "Petra", "Quill", "Rosvita", "Sorrel", "Tamsin"]
 _FIRST += ["Ülla", "Zoë", "Aurèle", "Søren", "Łucja", "Íris"]
 _LAST = [
     "Ashgrove",
@@ -28,9 +29,8 @@ _LAST = [
     "Larkmoor",
 ]
 _LAST += ["Mistlethwaite", "Northolm", "O'Farrow", "Pennifold", "Quarterman", "Ravensby", "Sallowfield", "Thornquist", "d'Été", "Wexcombe"]
-_COMPANY_A = (
-    "Amber Birch Cobalt Drift Ember Fathom Gale Harbor Iris Juniper Kelp Lumen Mica Nimbus Onyx Pebble Quartz Russet Slate Tidal".split()
-)
+_COMPANY_A = ["Amber", "Birch", "Cobalt", "Drift", "Ember", "Fathom", "Gale", "Harbor", "Iris", "Juniper", "Kelp", "Lumen", "Mica"]
+_COMPANY_A += ["Nimbus", "Onyx", "Pebble", "Quartz", "Russet", "Slate", "Tidal"]
 _COMPANY_B = [
     "Works",
     "Foundry",

@@ -164,11 +164,16 @@ UserType picklist ro
 EmployeeNumber string:20
 ManagerId reference:User""",
 }
-_ADDRESS = ("Street textarea:255", "City string:40", "State string:80", "PostalCode string:20", "Country string:80")
-_ADDRESS += ("Latitude double", "Longitude double", "GeocodeAccuracy picklist")
-TYPES = frozenset(
-    "id string textarea boolean int double currency percent date datetime picklist multipicklist reference email phone url address".split()
-)
+_ADDRESS = """Street textarea:255
+City string:40
+State string:80
+PostalCode string:20
+Country string:80
+Latitude double
+Longitude double
+GeocodeAccuracy picklist""".splitlines()
+TYPES = frozenset({"id", "string", "textarea", "boolean", "int", "double", "currency", "percent", "date", "datetime"})
+TYPES |= {"picklist", "multipicklist", "reference", "email", "phone", "url", "address"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

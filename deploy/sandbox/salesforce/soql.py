@@ -106,7 +106,7 @@ def _count(token: Token) -> int:
     return int(token)
 
 
-class _Build(Transformer[Token, Query]):
+class _Build(Transformer[Token, Query]):  # type: ignore[misc]  # lark is not followed by mypy
     """Called by the parser as it reduces, so there is no walk over a deep tree."""
 
     def path(self, names: list[Token]) -> Path_:
@@ -124,18 +124,24 @@ class _Build(Transformer[Token, Query]):
     def items(self, parts: list[Any]) -> tuple[Path_ | Call, ...]:
         return tuple(parts)
 
-    def STRING(self, token: Token) -> Literal:
+    def STRING(  # noqa: N802 - named for the terminal
+        self, token: Token
+    ) -> Literal:
         text = _unescape(token[1:-1])
         if len(text) > MAX_STRING:
             raise _TextError(f"string literal is longer than {MAX_STRING} characters")
         return Literal("string", text)
 
-    def DATETIME(self, token: Token) -> Literal:
+    def DATETIME(  # noqa: N802
+        self, token: Token
+    ) -> Literal:
         if (kept := values.datetime_text(str(token).upper())) is None:
             raise _TextError(f"Invalid date/time: {token}")
         return Literal("datetime", kept)
 
-    def DATE(self, token: Token) -> Literal:
+    def DATE(  # noqa: N802
+        self, token: Token
+    ) -> Literal:
         if values.datetime_text(f"{token}T00:00:00Z") is None:
             raise _TextError(f"Invalid date: {token}")
         return Literal("date", str(token))
@@ -237,7 +243,6 @@ def parse(text: str) -> Query:
 
 def _located(text: str, error: UnexpectedInput, what: str) -> str:
     where = error.pos_in_stream if isinstance(error.pos_in_stream, int) and error.pos_in_stream >= 0 else len(text)
-    line = getattr(error, "line", 1)
-    column = getattr(error, "column", 1)
+    row, column = (max(1, getattr(error, name, 1) or 1) for name in ("line", "column"))
     around = text[max(0, where - 30) : where + 20].replace("\n", " ")
-    return f"\n{around}\n{' ' * min(where, 30)}^\nERROR at Row:{line if line and line > 0 else 1}:Column:{column if column and column > 0 else 1}\n{what}"
+    return f"\n{around}\n{' ' * min(where, 30)}^\nERROR at Row:{row}:Column:{column}\n{what}"

@@ -95,7 +95,7 @@ def _number(field: Field, value: Any) -> int | float:
 
 def _text(field: Field, value: str) -> str | None:
     value = value.strip()
-    if "\ud800" <= max(value, default="") and any("\ud800" <= c <= "\udfff" for c in value):
+    if any("\ud800" <= c <= "\udfff" for c in value):
         raise _mistyped(field, "a lone surrogate")
     if field.length and len(value) > field.length:
         raise bad("STRING_TOO_LONG", f"{field.label}: data value too large: {value[:255]} (max length={field.length})", field.name)
