@@ -1,0 +1,108 @@
+"""The commands that only look: status and dead letters, as tables for people or JSON for programs. Nothing here changes anything."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import orjson
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from deploy.context import read_all, read_settings
+from deploy.processes import stop_signals
+from deploy.status_view import age, render
+from models.dead_letter import DeadLetter
+from models.flow import Flow
+from models.settings import Settings
+from streams.status import collect
+
+EVERY = 2.0
+
+
+def status(flow_path: Path | None, watch: bool, as_json: bool) -> int:
+    """Exit code 0 when everything that should be known is, 1 when something could not be asked."""
+    settings, flow = read_all(flow_path)
+    if watch:
+        return asyncio.run(_watch(settings, flow, as_json))
+    found = asyncio.run(collect(settings, flow))
+    if as_json:
+        print(found.json().decode())
+    else:
+        Console().print(render(found))
+    return 1 if found.unknown else 0
+
+
+async def _watch(settings: Settings, flow: Flow, as_json: bool) -> int:
+    stop = stop_signals()
+
+    async def rest() -> None:
+        try:
+            await asyncio.wait_for(stop.wait(), EVERY)
+        except TimeoutError:
+            return
+
+    if as_json:
+        while not stop.is_set():
+            print(orjson.dumps(orjson.loads((await collect(settings, flow)).json())).decode(), flush=True)
+            await rest()
+        return 0
+    with Live(Text("asking…"), console=Console(), auto_refresh=False) as live:
+        while not stop.is_set():
+            live.update(render(await collect(settings, flow)), refresh=True)
+            await rest()
+    return 0
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column.strip(">"), justify="right" if column.endswith(">") else "left", overflow="fold")
+    return table
+
+
+def dead_letters(cause: str | None, as_json: bool) -> int:
+    """Open dead letters: grouped by cause, or one by one for a cause (its first characters do)."""
+    from agents.dead_letters import list_letters
+
+    letters: Sequence[DeadLetter] = asyncio.run(list_letters(read_settings(), cause=cause))
+    if as_json:
+        print(orjson.dumps([letter.model_dump() for letter in letters], option=orjson.OPT_INDENT_2).decode())
+        return 0
+    if not letters:
+        print("No dead letters." if cause is None else f"No dead letters of a cause that begins with {cause!r}.")
+        return 0
+    Console().print(_each(letters) if cause is not None else _grouped(letters))
+    print("\nredrive one after its cause is mended: headrace redrive ID" if cause else "\none by one: headrace dead-letters --cause CAUSE")
+    return 0
+
+
+def _grouped(letters: Sequence[DeadLetter]) -> Table:
+    counts, newest = Counter(letter.cause for letter in letters), {letter.cause: letter for letter in letters}
+    table = _table("dead letters by cause", "cause", "stage", "route", "how often>", "last>", "reason and what to do")
+    for cause, count in counts.most_common():
+        letter = newest[cause]
+        table.add_row(cause, letter.stage, letter.route or "-", f"{count:,}", _ago(letter.at), Text(letter.reason))
+    return table
+
+
+def _each(letters: Sequence[DeadLetter]) -> Table:
+    table = _table("dead letters", "id", "record", "field", "tries>", "when>", "reason", "begins")
+    for letter in letters:
+        key = (letter.original_key or b"").decode(errors="replace")
+        value = (letter.original_value or b"")[:80].decode(errors="replace")
+        shown = [Text(letter.id), Text(key), Text(letter.field or "-"), Text(str(letter.attempts))]
+        table.add_row(*shown, _ago(letter.at), Text(letter.reason), Text(printable(value)))
+    return table
+
+
+def _ago(at: int) -> str:
+    return f"{age(max(0.0, time.time() - at / 1000))} ago"
+
+
+def printable(text: str) -> str:
+    """Without what could move the cursor or change colours: the text is a stranger's."""
+    return "".join(sign if sign.isprintable() else "·" for sign in text)

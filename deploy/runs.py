@@ -1,0 +1,85 @@
+"""The commands that work for a while and end: snapshot, replay, redrive. Progress goes to stderr, the answer to stdout.
+
+Each takes SIGTERM and Ctrl-C as a clean stop: what is in Kafka stays, and the same command goes on from there.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import orjson
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from deploy.context import choose_source, read_all
+from deploy.processes import stop_signals
+from models.flow import Flow
+from models.settings import Settings
+from streams.health import Health
+from streams.log import set_up_logging
+from streams.topics import Topics, ensure
+
+T = TypeVar("T")
+Show = Callable[[int, int | None], None]
+"""Progress: how many are done, of how many (None: not known)."""
+STOPPED_EARLY = 1
+
+
+def snapshot(flow_path: Path | None, source: str, as_json: bool) -> int:
+    """0 when every record was read, 1 when it was stopped before."""
+    settings, flow = read_all(flow_path)
+    choose_source(flow, source)
+
+    async def work(settings: Settings, stop: asyncio.Event, show: Show) -> Any:
+        from agents.worker import fields_of
+
+        from streams.salesforce.snapshot import run_snapshot
+
+        fields = fields_of(flow)[source]
+        return await run_snapshot(settings, flow, source, fields, stop=stop, progress=lambda run: show(run.rows, run.total))
+
+    run = _run("snapshot", settings, flow, source, work)
+    done = run.state == "done"
+    _answer(
+        as_json,
+        {"run": run.run, "source": source, "rows": run.rows, "state": run.state},
+        f"{source}: {run.rows:,} records are on their way (run {run.run})."
+        if done
+        else f"{source}: stopped after {run.rows:,} of {run.total:,} records; the same command goes on from there.",
+    )
+    return 0 if done else STOPPED_EARLY
+
+
+def _run(role: str, settings: Settings, flow: Flow, what: str, work: Callable[[Settings, asyncio.Event, Show], Awaitable[T]]) -> T:
+    """The work with topics made, health served, signals heard and a bar."""
+    set_up_logging(settings.log_format, level="WARNING")
+    settings = settings.model_copy(update={"metrics_port": 0})  # the configured one belongs to the process that stays
+    health = Health(settings, role)
+
+    async def main() -> T:
+        stop = stop_signals()
+        await ensure(settings, Topics(settings.installation).all(flow, settings))
+        await health.start()
+        health.ready(role, True)
+        try:
+            with _bar(what) as show:
+                return await work(settings, stop, show)
+        finally:
+            await health.stop()
+
+    return asyncio.run(main())
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Show]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _answer(as_json: bool, facts: dict[str, Any], sentence: str) -> None:
+    print(orjson.dumps(facts, option=orjson.OPT_SORT_KEYS).decode() if as_json else sentence)

@@ -1,0 +1,95 @@
+"""Fields and sObjects that the org has not, or hides, are told; those it has are not."""
+
+from typing import Any
+
+import pytest
+
+from deploy.check_org import Org
+from models.errors import PausedError, PermanentError, TemporaryError
+
+
+def field(name: str, link: str | None = None, *to: str) -> dict[str, Any]:
+    return {"name": name, "relationshipName": link, "referenceTo": list(to)}
+
+
+ORG: dict[str, dict[str, Any]] = {
+    "Contact": {
+        "queryable": True,
+        "fields": [
+            field("Id"),
+            field("Email"),
+            field("FirstName"),
+            field("AccountId", "Account", "Account"),
+            field("OwnerId", "Owner", "Group", "User"),
+            field("SecretId", "Secret", "Hidden__c"),
+        ],
+    },
+    "Account": {"queryable": True, "fields": [field("Name"), field("OwnerId", "Owner", "User")]},
+    "Group": {"queryable": True, "fields": [field("Name")]},
+    "User": {"queryable": True, "fields": [field("Name"), field("Email")]},
+    "Share": {"queryable": False, "fields": []},
+}
+asked: list[str] = []
+
+
+async def describe(sobject: str) -> dict[str, Any]:
+    asked.append(sobject)
+    if sobject == "Away":
+        raise TemporaryError("away")
+    if sobject == "Denied":
+        raise PausedError("Salesforce answered 403 INSUFFICIENT_ACCESS_OR_READONLY; an administrator must grant this")
+    if sobject not in ORG:
+        raise PermanentError("NOT_FOUND")
+    return ORG[sobject]
+
+
+async def told(sobject: str, *paths: str) -> list[tuple[str | None, str, str]]:
+    return [(misfit.path, misfit.message, misfit.remedy) for misfit in await Org("acme", describe).misfits(sobject, paths)]
+
+
+async def test_what_the_org_has_is_no_misfit() -> None:
+    assert await told("Contact", "Id", "Email", "Account.Name", "Account.Owner.Email", "Owner.Email", "Owner.Name") == []
+
+
+@pytest.mark.parametrize(
+    ("path", "message", "remedy"),
+    [
+        ("Emial", "no field Emial", "did you mean Email?"),
+        ("email", "in this spelling", "did you mean Email?"),
+        ("Fax", "no field Fax, or hides it", "grant the field"),
+        ("Acount.Name", "no relationship Acount", "did you mean Account?"),
+        ("AccountId.Name", "no relationship AccountId", "did you mean Account?"),
+        ("Account.Nam", "Account has no field Nam", "did you mean Name?"),
+        ("Account.Owner.Fax", "User has no field Fax", "grant"),
+        ("Secret.Name", "leads to nothing", "give the user Read"),
+        ("", "no field ", "check"),
+        ("Account.", "no field Account.", "grant"),
+        (".", "no field .", "check"),
+    ],
+)
+async def test_a_field_that_is_not_there_is_told_with_a_remedy(path: str, message: str, remedy: str) -> None:
+    ((culprit, what, how),) = await told("Contact", path)
+    assert culprit == path and message in what and remedy in how
+
+
+@pytest.mark.parametrize(
+    ("sobject", "message"), [("Contct", "knows no sObject Contct"), ("Share", "cannot be queried"), ("Denied", "hides it")]
+)
+async def test_an_sobject_that_is_not_there_is_one_misfit(sobject: str, message: str) -> None:
+    ((culprit, what, _),) = await told(sobject, "A", "B")
+    assert culprit is None and message in what
+
+
+async def test_an_org_that_is_away_is_no_misfit_of_the_flow() -> None:
+    with pytest.raises(TemporaryError):
+        await told("Away", "Id")
+
+
+async def test_each_sobject_is_described_once() -> None:
+    asked.clear()
+    org = Org("acme", describe)
+    await org.misfits("Contact", ["Account.Name", "Account.Owner.Name"])
+    await org.misfits("Contact", ["Owner.Email", "Nothing.X"])
+    await org.misfits("Nowhere", ["A"])
+    await org.misfits("Nowhere", ["A"])
+    assert sorted(asked) == sorted(set(asked))
