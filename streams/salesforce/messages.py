@@ -1,0 +1,200 @@
+"""From the messages of one poll to records for Kafka: split, checked against the position, refused with a reason. Pure.
+
+It looks at a message's header only; what the fields mean is the processing agent's matter. Nothing vanishes here: a message becomes
+records, dead letters, or a counted drop (a repeat; an sObject that no route reads).
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import orjson
+
+from models.change_event import ChangeEvent, ChangeEventError, next_epoch, parse
+from models.dead_letter import dead_letter
+from models.envelope import Envelope, Headers, Kind, Reason
+from models.scrub import scrub
+from streams.engine.stage import Output
+from streams.publish import MAX_RECORD
+from streams.salesforce.positions import Position
+from streams.salesforce.rest import ID
+from streams.topics import Topics
+
+KEPT_BYTES = 700_000
+"""Of a dead letter's original: base64 of more would not fit a Kafka record."""
+SHARED_IDS = 25
+"""Above so many record ids of a merged event each record's copy of the message names its own id only: copies would grow with the square."""
+ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ012345"
+Message = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Plan:
+    """What one transaction holds, and what is counted once it is committed."""
+
+    outputs: list[Output] = field(default_factory=list)
+    received: Counter[str] = field(default_factory=Counter)
+    dead: Counter[str] = field(default_factory=Counter)
+    repeats: int = 0
+    old: int = 0
+    unrouted: int = 0
+    last_millis: int = 0
+    epoch_rose: bool = False
+
+
+def id18(raw: str) -> str:
+    """The 18-character form of a record id of 15 or 18 characters."""
+    if len(raw) == 18:
+        return raw
+    groups = (raw[start : start + 5] for start in (0, 5, 10))
+    return raw + "".join(ALPHABET[sum(1 << i for i, c in enumerate(g) if "A" <= c <= "Z")] for g in groups)
+
+
+def dump(message: Any) -> bytes:
+    """The message as bytes again. What orjson refuses (half a surrogate pair, numbers beyond 64 bits) the slow way."""
+    try:
+        return orjson.dumps(message)
+    except TypeError:
+        return json.dumps(message).encode()
+
+
+def replay_of(message: Any) -> int | None:
+    """The replay id of a message, however damaged the rest is."""
+    data = message.get("data") if isinstance(message, dict) else None
+    event = data.get("event") if isinstance(data, dict) else None
+    found = event.get("replayId") if isinstance(event, dict) else None
+    return found if type(found) is int and found >= 0 else None
+
+
+class Intake:
+    """Turns polls of one channel into plans. Holds the position as of the last plan made; the caller restores it when a plan is given up.
+
+    routed       sObjects that a route reads
+    not_before   commit second below which events are dropped (restart before a first position was stored), None: keep all
+    """
+
+    def __init__(self, connection: str, channel: str, topics: Topics, routed: Collection[str], position: Position) -> None:
+        self.connection, self.channel, self._topics, self._routed = connection, channel, topics, frozenset(routed)
+        self.position = position
+        self.not_before: int | None = None
+        self._siblings: set[tuple[str, ...]] = set()
+        self._now = 0
+
+    def plan(self, messages: Sequence[Any], now_ms: int) -> Plan:
+        """Outputs of a poll in order of position (replies need not be in order); moves `position`."""
+        plan, self._now = Plan(), now_ms
+        for message in sorted(messages, key=lambda m: -1 if (p := replay_of(m)) is None else p):
+            self._one(plan, message)
+        return plan
+
+    def _one(self, plan: Plan, message: Any) -> None:
+        try:
+            event = parse(message)
+            if event.position < 0:
+                raise ChangeEventError(f"data.event.replayId is {event.position}: no position")
+        except ChangeEventError as error:
+            self._undecodable(plan, message, error)
+            return
+        if self._dropped(plan, event):
+            return
+        plan.last_millis = max(plan.last_millis, event.committed)
+        if event.sobject not in self._routed:
+            plan.unrouted += 1
+            return
+        needs = event.needs_reread or ""
+        raw = dump(message)
+        for index, name in enumerate(event.ids):
+            value = raw if len(event.ids) <= SHARED_IDS or needs else dump(_narrowed(message, name))
+            self._record(plan, event, index, name, value, needs)
+
+    def _dropped(self, plan: Plan, event: ChangeEvent) -> bool:
+        """Whether the event is a repeat, or older than the first start; else the position moves to it."""
+        at = self.position
+        if at.position is None and self.not_before is not None and event.second < self.not_before:
+            plan.old += 1
+            return True
+        epoch, repeat = next_epoch(at.place, org=at.org, instance=at.instance, position=event.position, second=event.second)
+        if not repeat:
+            plan.epoch_rose |= epoch > at.epoch
+            rise = at.risen if epoch > at.epoch else at.moved
+            self.position, self._siblings = rise(event.position, event.second), {event.ids}
+            return False
+        if event.position == at.position and self._siblings and event.ids not in self._siblings:
+            self._siblings.add(event.ids)  # an enriched channel splits a merged event: same replay id, another record
+            return False
+        plan.repeats += 1
+        return True
+
+    def _record(self, plan: Plan, event: ChangeEvent, index: int, name: str, value: bytes, needs: str) -> None:
+        envelope = Envelope(
+            kind=Kind.CHANGE,
+            reason=Reason.LIVE,
+            received=self._now,
+            channel=self.channel,
+            epoch=self.position.epoch,
+            position=event.position,
+            index=index,
+        )
+        topic = self._topics.inbound(f"{self.connection}/{event.sobject}")
+        key, error, reason = id18(name).encode() if ID.fullmatch(name) else name.encode(errors="replace"), "NeedsReread", needs
+        if not needs and not ID.fullmatch(name):
+            error, reason = (
+                "ChangeEventError",
+                f"record id '{scrub(name, 40)}' of a {event.change} of {event.sobject} is no id: read the object anew",
+            )
+        if not reason and len(value) + 2_000 > MAX_RECORD:
+            error = "TooLarge"
+            reason = f"the event is too large for Kafka ({len(value):,} bytes): read record '{name}' anew (`headrace snapshot`)"
+        if not reason:
+            plan.outputs.append(Output(topic, key, value, envelope.headers()))
+            plan.received[event.sobject] += 1
+            return
+        where = f"{self.connection}{self.channel}@{self.position.epoch}"
+        letter_id = f"{where}/{event.position}/{index}/{key.decode(errors='replace')[:40]}"
+        self._letter(plan, letter_id, error, reason, event.position, key, value, envelope.headers(), topic)
+
+    def _undecodable(self, plan: Plan, message: Any, error: ChangeEventError) -> None:
+        position, value = replay_of(message), dump(message)
+        if position is not None:
+            if self.position.position is None or position > self.position.position:
+                self.position, self._siblings = replace(self.position, position=position, refused=False), set()
+            elif position == self.position.position:
+                plan.repeats += 1
+                return
+        digest = hashlib.sha256(value).hexdigest()[:16]
+        letter_id = f"{self.connection}{self.channel}@{self.position.epoch}/{position}/{digest}"
+        reason = f"a message of Salesforce cannot be read: {error}; look at its bytes, then read its record anew (`headrace snapshot`)"
+        headers = Envelope(kind=Kind.CHANGE, reason=Reason.LIVE, received=self._now, channel=self.channel, position=position).headers()
+        self._letter(plan, letter_id, "ChangeEventError", reason, position or 0, None, value, headers, "")
+
+    def _letter(
+        self, plan: Plan, name: str, error: str, reason: str, offset: int, key: bytes | None, value: bytes, headers: Headers, to: str
+    ) -> None:
+        kept: bytes | None = value
+        if len(value) > KEPT_BYTES:
+            kept, reason = None, f"{reason}; its {len(value):,} bytes are too many to be kept here"
+        letter = dead_letter(
+            stage="subscribe",
+            reason=reason,
+            error=error,
+            at=self._now,
+            topic=f"{self.connection}{self.channel}",
+            partition=0,
+            offset=offset,
+            key=key,
+            value=kept,
+            headers=headers,
+            redrive_to=to,
+        ).model_copy(update={"id": name})
+        plan.outputs.append(Output(self._topics.dead_letters, name.encode(), orjson.dumps(letter.model_dump(exclude_none=True))))
+        plan.dead[error] += 1
+
+
+def _narrowed(message: Message, record_id: str) -> Message:
+    """A copy for one record of a large merged event."""
+    data = message["data"]
+    header = data["payload"]["ChangeEventHeader"] | {"recordIds": [record_id]}
+    return message | {"data": data | {"payload": data["payload"] | {"ChangeEventHeader": header}}}

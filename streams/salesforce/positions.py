@@ -1,0 +1,205 @@
+"""Where each channel stands: the compacted topic `positions`, its reader and what is written to it.
+
+The only writer is the subscriber that leads the channel, in the transaction of the events themselves. A position that was read here is
+durable: its events are in Kafka. Positions are Salesforce's replay ids, never computed, only received.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from typing import Literal, NamedTuple
+
+import orjson
+import structlog
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+
+from models.change_event import FIRST_EPOCH, Place
+from models.errors import FatalError, TemporaryError
+from models.settings import Settings
+from streams.engine.stage import Output
+from streams.publish import partition_of, read_all, read_committed_consumer
+from streams.topics import Topics
+
+log = structlog.get_logger()
+
+Start = Literal["new", "retained"]
+ONE_OBJECT = re.compile(r"/data/(.+?)(__)?ChangeEvent")
+PATIENCE = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Value of a record of the positions topic.
+
+    epoch       rises when positions start anew; from 1
+    position    last replay id whose events are in Kafka; None until there was one
+    second      highest commit second seen in this epoch
+    org         first 15 characters of the org's id; instance: its address
+    started     epoch ms of the first start, by Salesforce's clock; start: how it began
+    refused     Salesforce refused the position: the next subscription is at -2
+    at          epoch ms of writing
+    """
+
+    epoch: int
+    position: int | None
+    second: int | None
+    org: str
+    instance: str
+    started: int
+    start: Start
+    refused: bool = False
+    at: int = 0
+
+    @property
+    def place(self) -> Place:
+        """As the epoch's rule takes it."""
+        return Place(self.epoch, self.position, self.second, self.org, self.instance)
+
+    def value(self) -> bytes:
+        """As kept in Kafka; `start` is called "from" there."""
+        fields = asdict(self)
+        fields["from"] = fields.pop("start")
+        fields["at"] = int(time.time() * 1000)
+        return orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)
+
+    @classmethod
+    def parse(cls, key: str, raw: bytes) -> "Position":
+        """Raises FatalError: a damaged position must be looked at by a person."""
+        try:
+            found = orjson.loads(raw)
+            start: Start = "retained" if found.pop("from") == "retained" else "new"
+            whole = {n: found.get(n) for n in ("position", "second")}
+            if not all(v is None or isinstance(v, int) for v in whole.values()):
+                raise TypeError("position and second are whole numbers")
+            return cls(
+                epoch=int(found["epoch"]),
+                **whole,
+                org=str(found.get("org", "")),
+                instance=str(found.get("instance", "")),
+                started=int(found["started"]),
+                start=start,
+                refused=bool(found.get("refused", False)),
+                at=int(found.get("at", 0)),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise FatalError(
+                f"the stored position of {key} is damaged ({type(error).__name__}: {error}); write a good one or delete it"
+            ) from None
+
+    def moved(self, event: int, second: int) -> "Position":
+        """After an event of the same epoch. The second is the highest seen: commits of neighbours may differ by one."""
+        return replace(self, position=event, second=max(second, self.second or second), refused=False)
+
+    def risen(self, event: int | None, second: int | None) -> "Position":
+        """A new epoch, beginning at this event, or before any."""
+        return replace(self, epoch=self.epoch + 1, position=event, second=second, refused=False)
+
+
+class Durable(NamedTuple):
+    """What a row that is read now carries: `position` -1 where none is stored."""
+
+    channel: str
+    epoch: int
+    position: int
+
+
+def position_key(connection: str, channel: str) -> str:
+    """Key in the positions topic."""
+    return f"{connection}|{channel}"
+
+
+def sobject_of(channel: str) -> str | None:
+    """The one sObject of a channel; None where it carries several."""
+    if not (found := ONE_OBJECT.fullmatch(channel)):
+        return None
+    return f"{found[1]}__c" if found[2] else found[1]
+
+
+def channel_of(channels: Sequence[str], sobject: str) -> str:
+    """The channel that carries an sObject: its own, else the first that carries several."""
+    own = [c for c in channels if sobject_of(c) == sobject]
+    several = [c for c in channels if sobject_of(c) is None]
+    return (own + several + list(channels))[0]
+
+
+def output(topics: Topics, connection: str, channel: str, position: Position) -> Output:
+    """The record that stores a position."""
+    return Output(topics.positions, position_key(connection, channel).encode(), position.value())
+
+
+async def read_positions(settings: Settings) -> dict[str, Position]:
+    """All stored positions by key, as committed now. Raises TemporaryError, FatalError."""
+    topic = Topics(settings.installation).positions
+    found: dict[str, Position] = {}
+    for record in await read_all(settings, topic):
+        _keep(found, record.key, record.value)
+    return found
+
+
+def _keep(found: dict[str, Position], raw_key: bytes | None, value: bytes | None) -> None:
+    key = (raw_key or b"").decode(errors="replace")
+    if value is None:
+        found.pop(key, None)
+    else:
+        found[key] = Position.parse(key, value)
+
+
+class Positions:
+    """Follows the positions topic, for readers of rows. Started by the first question."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._topic = Topics(settings.installation).positions
+        self._found: dict[str, Position] = {}
+        self._consumer: AIOKafkaConsumer | None = None
+        self._lock = asyncio.Lock()
+
+    async def durable(self, connection: str, channels: Sequence[str], sobject: str) -> Durable:
+        """The position committed when this was called: read it before the row. Raises TemporaryError when Kafka is away."""
+        channel = channel_of(channels, sobject)
+        key = position_key(connection, channel)
+        await self._catch_up(partition_of(key.encode(), self._settings.partitions))
+        found = self._found.get(key)
+        if found is None:
+            return Durable(channel, FIRST_EPOCH, -1)
+        return Durable(channel, found.epoch, -1 if found.position is None else found.position)
+
+    async def stop(self) -> None:
+        """Close."""
+        if (consumer := self._consumer) is not None:
+            self._consumer = None
+            with suppress(KafkaError):
+                await consumer.stop()
+
+    async def _catch_up(self, number: int) -> None:
+        part = TopicPartition(self._topic, number)
+        async with self._lock:
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    if self._consumer is None:
+                        await self._start()
+                    consumer = self._consumer
+                    if consumer is None:
+                        raise TemporaryError("the reader of positions was stopped")
+                    end = (await consumer.end_offsets([part]))[part]
+                    while await consumer.position(part) < end:
+                        for records in (await consumer.getmany(timeout_ms=50)).values():
+                            for record in records:
+                                _keep(self._found, record.key, record.value)
+            except (KafkaError, TimeoutError) as error:
+                await self.stop()
+                raise TemporaryError(f"the stored positions cannot be read now ({type(error).__name__})") from error
+
+    async def _start(self) -> None:
+        consumer = read_committed_consumer(self._settings)
+        try:
+            await consumer.start()
+        except BaseException:
+            await consumer.stop()
+            raise
+        consumer.assign([TopicPartition(self._topic, p) for p in range(self._settings.partitions)])
+        self._found, self._consumer = {}, consumer

@@ -1,0 +1,251 @@
+"""All live records of an sObject, read by REST pages in the order of their ids, into the bulk lane.
+
+The rows of a page and how far the run is are one Kafka transaction, so a run that was killed goes on exactly behind the last page that is
+in Kafka. `began` is the position that was durable before the page was read: an event above it may be newer than the row, one at or below it
+is in the row. Deleted records are read only by a run that makes up for a lost position (`deleted`): else there is nothing to undo.
+"""
+
+import asyncio
+import hashlib
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import orjson
+import structlog
+
+from models.dead_letter import dead_letter
+from models.envelope import Envelope, Kind, Reason
+from models.errors import FatalError, PermanentError, SettingsError, TemporaryError
+from models.flow import Flow, Salesforce
+from models.settings import Settings
+from streams import metrics
+from streams.engine.stage import Output
+from streams.publish import MAX_RECORD, TransactionalPublisher, read_all
+from streams.salesforce.auth import Login
+from streams.salesforce.messages import KEPT_BYTES
+from streams.salesforce.positions import Durable, Positions
+from streams.salesforce.rest import PAGE, Answer, Rest, Row
+from streams.salesforce.retry import retried
+from streams.topics import Topics
+
+log = structlog.get_logger()
+
+Progress = Callable[["Run"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Value of a snapshot's record in the `runs` topic; its key is `run`.
+
+    source    "<connection>/<sObject>"
+    state     wanted (not begun) | running | done | failed; `why` says why it failed
+    by        command | first | refused: who asked for it
+    last      id of the last record read, "" before the first; rows: how many are in Kafka; total: how many there were at the begin
+    fields    fingerprint of the columns read
+    """
+
+    run: str
+    source: str
+    state: Literal["wanted", "running", "done", "failed"] = "wanted"
+    by: Literal["command", "first", "refused"] = "command"
+    deleted: bool = False
+    last: str = ""
+    rows: int = 0
+    total: int = 0
+    fields: str = ""
+    started: int = 0
+    at: int = 0
+    why: str = ""
+
+    def output(self, topics: Topics) -> Output:
+        """The record that stores the run."""
+        value = {"kind": "snapshot"} | asdict(replace(self, at=int(time.time() * 1000)))
+        return Output(topics.runs, self.run.encode(), orjson.dumps(value, option=orjson.OPT_SORT_KEYS))
+
+    @property
+    def open(self) -> bool:
+        """Still to be worked on."""
+        return self.state in ("wanted", "running")
+
+
+def parse_run(key: bytes | None, value: bytes | None) -> Run | None:
+    """A snapshot's run; None for a deleted one and for runs of another kind. Raises FatalError."""
+    if value is None:
+        return None
+    try:
+        found: dict[str, Any] = orjson.loads(value)
+        if found.pop("kind", None) != "snapshot":
+            return None
+        return Run(**{name: found[name] for name in Run.__dataclass_fields__ if name in found})
+    except (ValueError, TypeError, AttributeError) as error:
+        raise FatalError(f"run {key!r} in the runs topic is damaged ({error}); delete it and start the snapshot anew") from None
+
+
+async def snapshot_runs(settings: Settings) -> dict[str, Run]:
+    """All snapshot runs by run id. Raises TemporaryError, FatalError."""
+    found: dict[str, Run] = {}
+    for record in await read_all(settings, Topics(settings.installation).runs):
+        if (run := parse_run(record.key, record.value)) is not None:
+            found[run.run] = run
+    return found
+
+
+async def run_snapshot(
+    settings: Settings,
+    flow: Flow,
+    source: str,
+    fields: Sequence[str],
+    *,
+    run_id: str | None = None,
+    progress: Progress | None = None,
+    stop: asyncio.Event | None = None,
+    rest: Rest | None = None,
+) -> Run:
+    """Read `source` ("acme/Contact") into its bulk in-topic; the finished (or, after `stop`, unfinished) run.
+
+    Without `run_id` an unfinished run of the same source and columns that a command began is continued, else a new one begins.
+    `progress` is called after each page. A Salesforce or Kafka that is away is waited for. Raises SettingsError (no such source),
+    PermanentError (a field that does not exist), FatalError (another process works on this run).
+    """
+    connection, _, sobject = source.partition("/")
+    config = flow.connections.get(connection)
+    if not isinstance(config, Salesforce) or sobject not in flow.sobjects(connection):
+        raise SettingsError(
+            f"no route reads {source}: a snapshot needs a source of the form connection/sObject that a route names in `from:`"
+        )
+    topics, positions = Topics(settings.installation), Positions(settings)
+    own = rest or Rest(connection, config, Login(connection, config, flow.folder))
+    print_of = hashlib.sha256(",".join(sorted(fields)).encode()).hexdigest()[:12]
+    work = _Work(settings, topics, own, config.channels, positions, connection, sobject, fields, progress)
+    waiting = asyncio.create_task((stop or asyncio.Event()).wait())
+    task = asyncio.create_task(work.run(run_id, source, print_of))
+    try:
+        await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            return work.at
+        return task.result()
+    finally:
+        waiting.cancel()
+        task.cancel()
+        await asyncio.wait([task])
+        await positions.stop()
+
+
+class _Work:
+    """One run, page by page."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        topics: Topics,
+        rest: Rest,
+        channels: Sequence[str],
+        positions: Positions,
+        connection: str,
+        sobject: str,
+        fields: Sequence[str],
+        progress: Progress | None,
+    ) -> None:
+        self._settings, self._topics, self._rest, self._channels, self._positions = settings, topics, rest, channels, positions
+        self._connection, self._sobject, self._fields, self._progress = connection, sobject, tuple(fields), progress
+        self.at = Run(run="", source=f"{connection}/{sobject}")
+
+    async def run(self, run_id: str | None, source: str, print_of: str) -> Run:
+        run_id = run_id or await retried(lambda: self._unfinished(source, print_of), "snapshot") or f"snapshot-{uuid.uuid4().hex[:12]}"
+        publisher = TransactionalPublisher(self._settings, f"{self._settings.installation}.snapshot.{run_id}")
+        await retried(publisher.start, "snapshot")
+        try:
+            known = (await retried(lambda: snapshot_runs(self._settings), "snapshot")).get(run_id)
+            self.at = known or Run(run=run_id, source=source)
+            if self.at.source != source:
+                raise SettingsError(f"run {run_id} is one of {self.at.source}, not of {source}")
+            if self.at.state == "running" and self.at.fields != print_of:  # the map asks for other columns now: read from the start
+                self.at = replace(self.at, state="wanted", last="", rows=0)
+            if self.at.open:
+                await self._pages(publisher, print_of)
+        finally:
+            await publisher.stop()
+        return self.at
+
+    async def _unfinished(self, source: str, print_of: str) -> str | None:
+        runs = (await snapshot_runs(self._settings)).values()
+        mine = [r for r in runs if r.open and r.source == source and r.by == "command" and r.fields in ("", print_of)]
+        return max(mine, key=lambda r: r.started).run if mine else None
+
+    async def _pages(self, publisher: TransactionalPublisher, print_of: str) -> None:
+        if self.at.state == "wanted":
+            total = await retried(lambda: self._rest.count(self._sobject, "snapshot"), "snapshot")
+            at = replace(self.at, state="running", total=total, fields=print_of, started=int(time.time() * 1000))
+            await self._commit(publisher, at, [])
+        log.info("snapshot", run=self.at.run, source=self.at.source, rows=self.at.rows, total=self.at.total)
+        while self.at.open:
+            try:
+                durable, answer = await retried(self._read, "snapshot")
+            except PermanentError as error:
+                await self._commit(publisher, replace(self.at, state="failed", why=error.reason), [])
+                raise
+            rows, done = answer.rows, len(answer.rows) < PAGE
+            if rows and not (done or str(rows[-1]["Id"]) != self.at.last):
+                raise FatalError(f"Salesforce gave the same page of {self.at.source} twice: the run {self.at.run} does not move")
+            last = str(rows[-1]["Id"]) if rows else self.at.last
+            at = replace(self.at, last=last, rows=self.at.rows + len(rows), state="done" if done else "running")
+            await self._commit(publisher, at, [self._row(row, durable) for row in rows])
+            metrics.SNAPSHOT_ROWS.labels(self._connection, self._sobject).inc(len(rows))
+            metrics.RECEIVED.labels(self._connection, self._sobject, Reason.SNAPSHOT.value).inc(len(rows))
+        log.info("snapshot done", run=self.at.run, source=self.at.source, rows=self.at.rows)
+
+    async def _read(self) -> tuple[Durable, Answer]:
+        durable = await self._positions.durable(self._connection, self._channels, self._sobject)
+        answer = await self._rest.page(self._sobject, self._fields, self.at.last, "snapshot", deleted=self.at.deleted)
+        if not all(isinstance(row.get("Id"), str) for row in answer.rows):
+            raise TemporaryError(f"Salesforce answered with rows of {self._sobject} that have no Id")
+        return durable, answer
+
+    async def _commit(self, publisher: TransactionalPublisher, at: Run, rows: list[Output]) -> None:
+        outputs = [*rows, at.output(self._topics)]
+        await retried(lambda: publisher.send(outputs), "snapshot")
+        self.at = at
+        if self._progress is not None:
+            self._progress(at)
+
+    def _row(self, row: Row, durable: Durable) -> Output:
+        key, value, now = row["Id"].encode(), orjson.dumps(row), int(time.time() * 1000)
+        headers = Envelope(
+            kind=Kind.ROW,
+            reason=Reason.SNAPSHOT,
+            received=now,
+            channel=durable.channel,
+            epoch=durable.epoch,
+            began=durable.position,
+            run=self.at.run,
+        ).headers()
+        topic = self._topics.inbound(self.at.source, bulk=True)
+        if len(value) + 2_000 <= MAX_RECORD:
+            return Output(topic, key, value, headers)
+        letter = dead_letter(
+            stage="fetch",
+            reason=f"a row of {self.at.source} is too large for Kafka ({len(value):,} bytes): map fewer large fields of it",
+            error="TooLarge",
+            at=now,
+            topic=topic,
+            partition=0,
+            offset=0,
+            key=key,
+            value=value if len(value) <= KEPT_BYTES else None,
+            headers=headers,
+            redrive_to=topic,
+        ).model_copy(update={"id": f"{self.at.run}/{row['Id']}"})
+        metrics.DEAD.labels("fetch", "", "TooLarge").inc()
+        return Output(self._topics.dead_letters, letter.id.encode(), orjson.dumps(letter.model_dump(exclude_none=True)))
+
+
+def wanted_runs(sources: Mapping[str, str], by: Literal["first", "refused"]) -> list[Run]:
+    """Runs to be stored with a position: source by run id."""
+    return [Run(run=run, source=source, by=by, deleted=by == "refused") for run, source in sources.items()]

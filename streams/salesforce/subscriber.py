@@ -1,0 +1,357 @@
+"""The subscriber: events of each channel into Kafka, with the position after them, in one transaction.
+
+One process leads a channel (leader.py); it fences its predecessor, then reads the position, then subscribes from it. Whatever breaks on
+the wire, a new session begins at the stored position: nothing comes twice, nothing is left out. What Salesforce itself leaves out (gap,
+overflow, a refused position) is said in the dead letters and, for a refused position, read again by a snapshot.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import orjson
+import structlog
+
+from models.change_event import FIRST_EPOCH
+from models.dead_letter import dead_letter
+from models.errors import PausedError, PermanentError, SettingsError, TemporaryError
+from models.flow import Flow, Salesforce
+from models.scrub import scrub
+from models.settings import Settings
+from streams import metrics
+from streams.engine.stage import Output
+from streams.publish import TransactionalPublisher
+from streams.salesforce import cometd
+from streams.salesforce.auth import Login, Token
+from streams.salesforce.cometd import PositionRefusedError, Session, SessionLostError
+from streams.salesforce.leader import Leadership
+from streams.salesforce.messages import Intake, Plan
+from streams.salesforce.positions import Position, Start, channel_of, output, position_key, read_positions
+from streams.salesforce.rest import Rest
+from streams.salesforce.retry import Backoff, retried
+from streams.salesforce.snapshot import run_snapshot, snapshot_runs, wanted_runs
+from streams.topics import Topics
+
+log = structlog.get_logger()
+
+EVENTS = 500
+"""Messages of one transaction: after -2 a reply can be long."""
+GRACE_SECONDS = 60
+"""A commit so much before the first start still counts as after it: clocks and slow commits."""
+SOUND_SECONDS = 20.0
+"""A session that lived so long says nothing about the next: the backoff starts anew."""
+UNROUTED = "(no route)"
+
+
+class Readiness(Protocol):
+    """What is needed of streams/health.py."""
+
+    def ready(self, name: str, ok: bool, why: str = "") -> None:
+        """Say whether a part is ready."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What all channels of one connection share."""
+
+    settings: Settings
+    flow: Flow
+    connection: str
+    config: Salesforce
+    fields: Mapping[str, Sequence[str]]
+    login: Login
+    rest: Rest
+    start_from: Start | None
+    snapshot: bool
+    backoff: Backoff
+    health: Readiness | None
+
+
+async def run_subscriber(
+    settings: Settings,
+    flow: Flow,
+    connection: str,
+    fields: Mapping[str, Sequence[str]],
+    *,
+    start_from: Literal["new", "retained"] | None,
+    stop: asyncio.Event,
+    health: Readiness | None = None,
+    snapshot: bool = True,
+    pause_seconds: float = 60.0,
+) -> None:
+    """Subscribe to every channel of a connection until `stop`. `fields`: columns that rows of a source need, by source.
+
+    `start_from` is needed only while no position is stored: "new" begins with what happens from now on, "retained" with everything that
+    Salesforce still keeps. `snapshot`: at a first start also read every record once. Raises SettingsError (what a person must mend),
+    FatalError (another process took over, or Kafka is not as it must be: end, and start again).
+    """
+    config = flow.connections.get(connection)
+    if not isinstance(config, Salesforce):
+        known = [name for name, c in flow.connections.items() if isinstance(c, Salesforce)]
+        raise SettingsError(f"{connection} is no Salesforce connection of the flow; there are: {', '.join(known) or 'none'}")
+    login = Login(connection, config, flow.folder)
+    rest = Rest(connection, config, login)
+    stored = await retried(lambda: read_positions(settings), "positions")
+    fresh = [c for c in config.channels if position_key(connection, c) not in stored]
+    if fresh and start_from is None:
+        raise SettingsError(
+            f"no position is stored for {connection} {', '.join(fresh)}: say `--from new` (what happens from now on) "
+            "or `--from retained` (everything Salesforce still keeps, at most 72 h)"
+        )
+    backoff = Backoff(pause=pause_seconds)
+    context = Context(settings, flow, connection, config, fields, login, rest, start_from, snapshot, backoff, health)
+    tasks = {asyncio.create_task(_Channel(context, channel).run(), name=channel) for channel in config.channels}
+    waiting = asyncio.create_task(stop.wait())
+    try:
+        done, _ = await asyncio.wait({waiting, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        for task in done - {waiting}:
+            await task  # a channel ends only by an error
+    finally:
+        for each in (waiting, *tasks):
+            each.cancel()
+        await asyncio.wait([waiting, *tasks])
+
+
+class _Channel:
+    """One channel in this process: waits for its turn to lead, then leads until it loses it."""
+
+    def __init__(self, context: Context, channel: str) -> None:
+        self._c, self._channel = context, channel
+        self._key = position_key(context.connection, channel)
+        self._topics = Topics(context.settings.installation)
+        self._labels = (context.connection, channel)
+        self._sobjects = [s for s in context.flow.sobjects(context.connection) if channel_of(context.config.channels, s) == channel]
+        name = f"{context.connection}.{channel.strip('/').replace('/', '.')}"
+        self._leadership = Leadership(context.settings, name, self._key)
+        self._publisher = TransactionalPublisher(context.settings, f"{context.settings.installation}.subscribe.{name}")
+        self._backoff = Backoff(pause=context.backoff.pause)
+        self._intake: Intake | None = None
+        self._snapshots: asyncio.Task[None] | None = None
+        self._begun = False
+
+    async def run(self) -> None:
+        """Never returns; raises FatalError, SettingsError."""
+        self._say(True, "standby")
+        for gauge in (metrics.LEADING, metrics.SUBSCRIBED):
+            gauge.labels(*self._labels).set(0)
+        await retried(self._leadership.join, f"group of {self._key}")
+        try:
+            while True:
+                await self._leadership.mine.wait()
+                lead = asyncio.create_task(self._lead())
+                lost = asyncio.create_task(self._leadership.lost.wait())
+                try:
+                    await asyncio.wait([lead, lost], return_when=asyncio.FIRST_COMPLETED)
+                    if lead.done():
+                        await lead
+                finally:
+                    for task in (lead, lost):
+                        task.cancel()
+                    await asyncio.wait([lead, lost])
+        finally:
+            await self._leadership.leave()
+
+    async def _lead(self) -> None:
+        metrics.LEADING.labels(*self._labels).set(1)
+        self._publisher = TransactionalPublisher(self._c.settings, self._publisher.id)
+        try:
+            await retried(self._publisher.start, f"producer of {self._key}")  # fences first
+            stored = (await retried(lambda: read_positions(self._c.settings), "positions")).get(self._key)  # then reads
+            position = stored or await self._first_start()
+            self._intake = Intake(self._c.connection, self._channel, self._topics, self._sobjects, position)
+            while True:  # then subscribes
+                await self._session_until_lost(self._intake)
+        finally:
+            metrics.LEADING.labels(*self._labels).set(0)
+            if self._snapshots is not None:
+                self._snapshots.cancel()
+                await asyncio.wait([self._snapshots])
+                self._snapshots = None
+            await self._publisher.stop()
+
+    async def _first_start(self) -> Position:
+        """Store when this began, and the snapshots it asks for, before anything is subscribed."""
+        start = self._c.start_from
+        if start is None:
+            raise SettingsError(f"no position is stored for {self._key}: say `--from new` or `--from retained`")
+        token = await self._token()
+        began = int((time.time() + token.skew) * 1000)
+        position = Position(FIRST_EPOCH, None, None, token.org, token.instance_url, began, start)
+        runs = {f"first-{self._c.connection}-{s}-{began}": f"{self._c.connection}/{s}" for s in self._sobjects} if self._c.snapshot else {}
+        await self._send([output(self._topics, *self._labels, position), *(r.output(self._topics) for r in wanted_runs(runs, "first"))])
+        self._begun = True
+        log.info("first start", connection=self._c.connection, channel=self._channel, start=start)
+        return position
+
+    async def _session_until_lost(self, intake: Intake) -> None:
+        """One session, and what its end asks for. Raises FatalError, SettingsError."""
+        began = time.monotonic()
+        try:
+            await self._session(intake)
+        except PositionRefusedError as error:
+            await self._refused(intake, str(error))
+        except (TemporaryError, PausedError) as error:
+            cause = error.cause if isinstance(error, SessionLostError) else "paused" if isinstance(error, PausedError) else "login"
+            if time.monotonic() - began > SOUND_SECONDS:
+                self._backoff.reset()
+            seconds = self._backoff.after(error)
+            self._say(False, error.reason)
+            log.warning("subscription lost", key=self._key, cause=cause, reason=scrub(error.reason), seconds=round(seconds, 2))
+            metrics.RESUBSCRIBED.labels(*self._labels, cause).inc()
+            await asyncio.sleep(seconds)
+        finally:
+            metrics.SUBSCRIBED.labels(*self._labels).set(0)
+
+    async def _session(self, intake: Intake) -> None:
+        token = await self._c.login.token()
+        await self._same_org(intake, token)
+        at = intake.position
+        replay = at.position if at.position is not None and not at.refused else cometd.RETAINED
+        intake.not_before = None
+        if at.position is None and at.start == "new":
+            replay = cometd.NEW if self._begun else cometd.RETAINED
+            intake.not_before = at.started // 1000 - GRACE_SECONDS
+        session = Session(self._c.config, self._c.login, self._channel, replay)
+        try:
+            await session.open()
+            self._begun = False
+            metrics.SUBSCRIBED.labels(*self._labels).set(1)
+            self._say(True)
+            log.info("subscribed", key=self._key, replay=replay, epoch=at.epoch)
+            if self._snapshots is None:
+                self._snapshots = asyncio.create_task(self._run_snapshots())
+            while True:
+                batch = await self._next(session)
+                for start in range(0, len(batch), EVENTS):
+                    await self._take(intake, batch[start : start + EVENTS])
+                self._backoff.reset()
+        finally:
+            await session.close()
+
+    async def _next(self, session: Session) -> list[Any]:
+        """The next batch; keeps the gauge of the last answer."""
+        waiting = asyncio.create_task(session.batch())
+        try:
+            while not waiting.done():
+                await asyncio.wait([waiting], timeout=5.0)
+                metrics.LAST_ANSWER.labels(*self._labels).set(time.time() - (time.monotonic() - session.answered))
+                if self._snapshots is not None and self._snapshots.done():
+                    self._snapshots.result()
+            return waiting.result()
+        finally:
+            waiting.cancel()
+            with suppress(asyncio.CancelledError, TemporaryError, PausedError):
+                await waiting
+
+    async def _take(self, intake: Intake, messages: list[Any]) -> None:
+        """One transaction. When it fails for good the intake is of no use any more: the leader starts anew from what is stored."""
+        before = intake.position
+        plan = intake.plan(messages, int(time.time() * 1000))
+        if plan.outputs or intake.position != before:
+            await self._send([*plan.outputs, output(self._topics, *self._labels, intake.position)])
+        if plan.epoch_rose:
+            log.error("positions started anew", alert=True, key=self._key, epoch=intake.position.epoch)
+        self._count(plan)
+
+    async def _send(self, outputs: Sequence[Output]) -> None:
+        """All or nothing, in this process's turn; while Kafka is away, again and again."""
+        while True:
+            try:
+                async with self._leadership.turn():
+                    await self._publisher.send(outputs)
+                    return
+            except TemporaryError as error:
+                self._say(False, error.reason)
+                await asyncio.sleep(self._backoff.after(error))
+
+    async def _refused(self, intake: Intake, reason: str) -> None:
+        """The position is lost: say so, read everything again, and subscribe to all that is retained."""
+        at = intake.position
+        await self._lost_position(intake, replace(at, refused=True), f"position refused: {reason}")
+
+    async def _same_org(self, intake: Intake, token: Token) -> None:
+        """Another org or instance: positions mean something else there."""
+        at = intake.position
+        if (at.org, at.instance) == (token.org, token.instance_url):
+            return
+        fresh = replace(at.risen(None, None), org=token.org, instance=token.instance_url)
+        if at.position is None:
+            await self._send([output(self._topics, *self._labels, fresh)])
+            intake.position = fresh
+        else:
+            await self._lost_position(intake, fresh, f"position refused: the org or its instance changed to {token.instance_url}")
+
+    async def _lost_position(self, intake: Intake, position: Position, reason: str) -> None:
+        at, connection = intake.position, self._c.connection
+        where = f"{connection}{self._channel}@{at.epoch}"
+        letter = dead_letter(
+            stage="subscribe",
+            reason=f"{reason}; everything retained is read again and a snapshot of {', '.join(self._sobjects)} makes up for the rest",
+            error="PositionRefused",
+            at=int(time.time() * 1000),
+            topic=f"{connection}{self._channel}",
+            partition=0,
+            offset=at.position or 0,
+            key=self._key.encode(),
+            value=at.value(),
+            headers=[],
+            redrive_to="",
+        ).model_copy(update={"id": f"{where}/{at.position}/refused"})
+        runs = {f"refused-{connection}-{s}-{at.epoch}-{at.position}": f"{connection}/{s}" for s in self._sobjects}
+        await self._send(
+            [
+                Output(self._topics.dead_letters, letter.id.encode(), orjson.dumps(letter.model_dump(exclude_none=True))),
+                *(r.output(self._topics) for r in wanted_runs(runs, "refused")),
+                output(self._topics, *self._labels, position),
+            ]
+        )
+        intake.position = position
+        metrics.DEAD.labels("subscribe", "", "PositionRefused").inc()
+        metrics.RESUBSCRIBED.labels(*self._labels, "refused").inc()
+        log.error("position refused", alert=True, key=self._key, position=at.position, reason=reason)
+        if self._snapshots is not None:
+            self._snapshots.cancel()
+            await asyncio.wait([self._snapshots])
+            self._snapshots = None
+
+    async def _run_snapshots(self) -> None:
+        """Those asked for at the first start or for a lost position and not yet done, one after another."""
+        runs = (await retried(lambda: snapshot_runs(self._c.settings), "runs")).values()
+        mine = {f"{self._c.connection}/{s}" for s in self._sobjects}
+        for run in sorted((r for r in runs if r.open and r.by != "command" and r.source in mine), key=lambda r: r.run):
+            try:
+                await run_snapshot(
+                    self._c.settings, self._c.flow, run.source, self._c.fields[run.source], run_id=run.run, rest=self._c.rest
+                )
+            except PermanentError as error:
+                log.warning("snapshot failed", alert=True, source=run.source, run=run.run, reason=scrub(error.reason))
+
+    async def _token(self) -> Token:
+        while True:
+            try:
+                return await self._c.login.token()
+            except (TemporaryError, PausedError) as error:
+                self._say(False, error.reason)
+                log.warning("no login", connection=self._c.connection, reason=scrub(error.reason))
+                await asyncio.sleep(self._backoff.after(error))
+
+    def _count(self, plan: Plan) -> None:
+        for sobject, number in plan.received.items():
+            metrics.RECEIVED.labels(self._c.connection, sobject, "live").inc(number)
+        if plan.unrouted:
+            metrics.RECEIVED.labels(self._c.connection, UNROUTED, "live").inc(plan.unrouted)
+        for error, number in plan.dead.items():
+            metrics.DEAD.labels("subscribe", "", error).inc(number)
+            log.warning("dead letters", key=self._key, error=error, number=number)
+        if plan.last_millis:
+            metrics.LAST_EVENT.labels(*self._labels).set(plan.last_millis / 1000)
+        if plan.repeats or plan.old:
+            log.info("dropped", key=self._key, repeats=plan.repeats, before_start=plan.old)
+
+    def _say(self, ok: bool, why: str = "") -> None:
+        if self._c.health is not None:
+            self._c.health.ready(f"subscription {self._key}", ok, scrub(why))

@@ -1,0 +1,147 @@
+"""A sandbox org beside a subscriber on the real Kafka: the flow for it, changes to make, and what arrived."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import orjson
+
+from deploy.sandbox.salesforce.org import CLIENT_ID, CLIENT_SECRET
+from deploy.sandbox.salesforce.server import Sandbox
+from models.envelope import Envelope
+from models.flow import Flow
+from models.settings import Settings
+from streams.engine.stage import Record
+from streams.publish import read_all
+from streams.salesforce.subscriber import run_subscriber
+from streams.topics import Topics
+
+FIELDS = {f"acme/{s}": ("Id", "IsDeleted", "SystemModstamp", "Name", "OwnerId") for s in ("Contact", "Account")}
+
+
+def flow_for(url: str, silence: float = 300.0, **connection: Any) -> Flow:
+    """Contacts and Accounts of a sandbox org."""
+    auth = {"flow": "client_credentials", "client_id": CLIENT_ID, "client_secret": CLIENT_SECRET}
+    return Flow.model_validate(
+        {
+            "connections": {"acme": {"type": "salesforce", "url": url, "auth": auth, "silence": silence} | connection},
+            "targets": {"warehouse": {"type": "postgres"}},
+            "routes": {"people": {"from": ["acme/Contact", "acme/Account"], "to": "warehouse", "map": "person"}},
+        }
+    )
+
+
+class Desk:
+    """What a test does to an org through its control paths; the org may run in this process or another."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._http = aiohttp.ClientSession(base_url=url)
+
+    async def close(self) -> None:
+        await self._http.close()
+
+    async def call(self, method: str, path: str, **body: Any) -> Any:
+        async with self._http.request(method, f"/sandbox/{path}", json=body or None) as reply:
+            answer = await reply.json()
+            assert reply.status == 200, answer
+            return answer
+
+    async def create(self, last_name: str, sobject: str = "Contact") -> str:
+        named = {"LastName": last_name} if sobject == "Contact" else {"Name": last_name}
+        made = await self.call("POST", "transaction", changes=[{"op": "create", "type": sobject, "values": named}])
+        return str(made["ids"][0])
+
+    async def update(self, record: str, value: str) -> int:
+        change = {"op": "update", "type": "Contact", "id": record, "values": {"Title": value}}
+        return int((await self.call("POST", "transaction", changes=[change]))["replayIds"][0])
+
+    async def fault(self, name: str, **more: Any) -> None:
+        await self.call("POST", "faults", name=name, **more)
+
+    async def state(self) -> Any:
+        return await self.call("GET", "state")
+
+    async def published(self, *sobjects: str) -> list[tuple[int, str]]:
+        """(replay id, record id) of every event of these objects."""
+        commits = (await self.call("GET", "commits"))["commits"]
+        return sorted((replay, record) for replay, _, entity, records in commits if entity in sobjects for record in records)
+
+
+@asynccontextmanager
+async def org(records: int = 0, hold: float = 1.0) -> AsyncIterator[Desk]:
+    """A sandbox org in this process."""
+    async with Sandbox(records=records, hold=hold) as sandbox:
+        desk = Desk(sandbox.url)
+        try:
+            yield desk
+        finally:
+            await desk.close()
+
+
+@asynccontextmanager
+async def subscribed(settings: Settings, flow: Flow, **more: Any) -> AsyncIterator["asyncio.Task[None]"]:
+    """A subscriber in this process; an error of it is the test's."""
+    stop = asyncio.Event()
+    options: dict[str, Any] = {"start_from": "new", "snapshot": False, "pause_seconds": 0.3} | more
+    task = asyncio.create_task(run_subscriber(settings, flow, "acme", FIELDS, stop=stop, **options))
+    try:
+        yield task
+    finally:
+        stop.set()
+        await task
+
+
+async def until(
+    ask: Callable[[], Any], wanted: Callable[[Any], bool], seconds: float = 40.0, task: "asyncio.Task[None] | None" = None
+) -> Any:
+    """Ask until the answer is the wanted one; the last answer is in the error."""
+    answer = None
+    try:
+        async with asyncio.timeout(seconds):
+            while not wanted(answer := await ask()):
+                if task is not None and task.done():
+                    task.result()
+                await asyncio.sleep(0.1)
+    except TimeoutError:
+        raise AssertionError(f"not within {seconds} s; last answer: {str(answer)[:2000]}") from None
+    return answer
+
+
+async def connected(desk: Desk, task: "asyncio.Task[None] | None" = None, channel: str = "/data/ChangeEvents") -> None:
+    """Until a session of the org has subscribed."""
+    await until(desk.state, lambda s: any(channel in x["channels"] for x in s["sessions"]), task=task)
+
+
+async def inbound(settings: Settings, *sobjects: str, bulk: bool = False) -> list[Record]:
+    """Records of in-topics of connection acme."""
+    topics = Topics(settings.installation)
+    found: list[Record] = []
+    for sobject in sobjects:
+        found += await read_all(settings, topics.inbound(f"acme/{sobject}", bulk=bulk))
+    return found
+
+
+async def arrived(settings: Settings, *sobjects: str) -> list[tuple[int, str]]:
+    """(position, record id) of every event in the in-topics, sorted; doubled ones are there twice."""
+    return sorted((envelope_of(r).position or 0, (r.key or b"").decode()) for r in await inbound(settings, *sobjects))
+
+
+async def order_of(settings: Settings, *sobjects: str) -> dict[str, list[int]]:
+    """Positions per record id, in the order of the topic."""
+    found: dict[str, list[int]] = defaultdict(list)
+    for record in await inbound(settings, *sobjects):
+        found[(record.key or b"").decode()].append(envelope_of(record).position or 0)
+    return found
+
+
+def envelope_of(record: Record) -> Envelope:
+    return Envelope.from_headers(record.headers)
+
+
+async def letters(settings: Settings) -> list[Any]:
+    """Dead letters."""
+    return [orjson.loads(r.value or b"") for r in await read_all(settings, Topics(settings.installation).dead_letters)]
