@@ -13,19 +13,15 @@ from typing import Any
 import orjson
 from aiohttp import web
 
+from deploy.sandbox.salesforce import bayeux
+from deploy.sandbox.salesforce.bayeux import Message
 from deploy.sandbox.salesforce.bus import ALL, Published
 from deploy.sandbox.salesforce.oauth import OAuth
 from deploy.sandbox.salesforce.org import Org
 
-Message = dict[str, Any]
 COOKIE = "BAYEUX_BROWSER"
 MAX_BODY = 32_768
-_VERSION = re.compile(r"(\d+)\.0")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
-_BUSY = (
-    "403::To protect all customers from excessive use and Denial of Service attacks, we limit the number of simultaneous connections "
-    "per server.  Your request has been denied because this limit has been exceeded.  Please try your request again later."
-)
 
 
 @dataclass(slots=True, eq=False)
@@ -78,20 +74,20 @@ class Cometd:
         """`POST /cometd/NN.0`: an array of Bayeux messages (or one) in, an array out."""
         self.org.counts["cometd requests"] += 1
         if (request.content_length or 0) > MAX_BODY or len(body := await request.content.read(MAX_BODY + 1)) > MAX_BODY:
-            return web.json_response([_error("413::Maximum Request Size Exceeded")], status=413)
+            return web.json_response([bayeux.error("413::Maximum Request Size Exceeded")], status=413)
         while more := await request.content.read(MAX_BODY):
             body += more
             if len(body) > MAX_BODY:
-                return web.json_response([_error("413::Maximum Request Size Exceeded")], status=413)
-        if wrong := _wrong_version(request.match_info.get("version", "")):
-            return web.json_response([_error(wrong)], status=400)
+                return web.json_response([bayeux.error("413::Maximum Request Size Exceeded")], status=413)
+        if wrong := bayeux.wrong_version(request.match_info.get("version", "")):
+            return web.json_response([bayeux.error(wrong)], status=400)
         try:
             messages = orjson.loads(body)
         except orjson.JSONDecodeError:
-            return web.json_response([_error("400::Invalid JSON")], status=400)
+            return web.json_response([bayeux.error("400::Invalid JSON")], status=400)
         messages = [messages] if isinstance(messages, dict) else messages
         if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
-            return web.json_response([_error("400::Expected an array of messages")], status=400)
+            return web.json_response([bayeux.error("400::Expected an array of messages")], status=400)
         parts: list[bytes] = []
         cookie = None
         carried = 0
@@ -128,7 +124,7 @@ class Cometd:
         return response
 
     def _handshake(self, request: web.Request, message: Message) -> tuple[Message, str | None]:
-        reply: Message = {"channel": "/meta/handshake", "successful": False, **_id(message)}
+        reply: Message = {"channel": "/meta/handshake", "successful": False, **bayeux.same_id(message)}
         denied = {"error": "403::Handshake denied", "advice": {"reconnect": "none"}}
         extra = {"replay": True, "payload.format": True}
         if "Authorization" not in request.headers:
@@ -136,7 +132,7 @@ class Cometd:
         if (token := self.oauth.token_of(request)) is None:
             return reply | denied | {"ext": {"sfdc": {"failureReason": "401::Authentication invalid"}}}, None
         if self.org.faults.take("handshake-denied"):
-            return reply | denied | {"ext": {"sfdc": {"failureReason": _BUSY}, **extra}}, None
+            return reply | denied | {"ext": {"sfdc": {"failureReason": bayeux.BUSY}, **extra}}, None
         kinds = message.get("supportedConnectionTypes")
         if not isinstance(kinds, list) or "long-polling" not in kinds:
             kind = kinds[0] if isinstance(kinds, list) and kinds else kinds
@@ -152,29 +148,29 @@ class Cometd:
     def _admit(self, request: web.Request, message: Message) -> tuple[Message | None, Session | None]:
         """The refusal of a message, or the session it belongs to."""
         client_id = message.get("clientId")
-        reply = _reply(message)
+        reply = bayeux.reply(message)
         if "Authorization" not in request.headers:
             return reply | {"error": "401::Request requires authentication", "advice": {"reconnect": "none", "interval": 0}}, None
         if not isinstance(client_id, str) or not client_id:
             return reply | {"error": "403::Client has not completed handshake", "advice": {"reconnect": "handshake", "interval": 0}}, None
         if message.get("channel") == "/meta/connect" and (armed := self.org.faults.take("unknown-client")):
             self.sessions.pop(client_id, None)
-            return _unknown(message, armed.variant), None
+            return bayeux.unknown(message, armed.variant), None
         self.alive()
         session = self.sessions.get(client_id)
         if session is None:
-            return _unknown(message, "handshake"), None
+            return bayeux.unknown(message, "handshake"), None
         if request.cookies.get(COOKIE) != session.cookie:
             return reply | {"error": f"400::Client {client_id} has established a session, but no {COOKIE} cookie present"}, None
         if (token := self.oauth.token_of(request)) is None:
-            return reply | _unauthenticated(), None
+            return reply | bayeux.unauthenticated(), None
         if token.user_id != session.user_id:
             return reply | {"error": "400::Authenticated user id does not match the session's user id"}, None
         session.seen = self.org.clock()
         return None, session
 
     def _other(self, session: Session, message: Message) -> Message:
-        reply = _reply(message) | {"successful": True}
+        reply = bayeux.reply(message) | {"successful": True}
         match message.get("channel"):
             case "/meta/subscribe":
                 error = self._subscribe(session, message)
@@ -201,12 +197,7 @@ class Cometd:
         wanted: Any = -1
         if isinstance(replay, dict) and replay:
             if channel not in replay:
-                shown = ", ".join(f"{k}={v}" for k, v in replay.items())
-                return (
-                    f"400::The replayId for channel {{{channel}}} wasn't found using the provided replay ID map {{{{{shown}}}}}. "
-                    "Ensure that the channel name you provided in the replay map is valid "
-                    "and matches the channel name used for subscribing."
-                )
+                return bayeux.wrong_replay_map(channel, replay)
             wanted = replay[channel]
         number = int(wanted) if re.fullmatch(r"-?\d{1,18}", str(wanted)) and not isinstance(wanted, bool | float) else None
         cursor = None
@@ -217,10 +208,7 @@ class Cometd:
         elif number is not None and number >= 0 and not self.org.faults.take("invalid-replay"):
             cursor = self.org.bus.position_of(number)
         if cursor is None or self.org.faults.take("refuse-resubscribe"):
-            return (
-                f"400::The replayId {{{wanted}}} you provided was invalid.  "
-                "Please provide a valid ID, -2 to replay all events, or -1 to replay only new events."
-            )
+            return bayeux.invalid_replay(wanted)
         session.cursors[channel] = cursor
         session.woken.set()
         return None
@@ -231,7 +219,7 @@ class Cometd:
         return any(channel == o.channel for o in self.org.schema.objects.values() if o.name in self.org.schema.selected)
 
     async def _connect(self, request: web.Request, session: Session, message: Message, *, may_hold: bool) -> tuple[list[bytes], Message]:
-        reply = _reply(message) | {"successful": True}
+        reply = bayeux.reply(message) | {"successful": True}
         if message.get("connectionType") not in (None, "long-polling"):
             return [], reply | {"successful": False, "error": f"400::Invalid connection type {message['connectionType']}"}
         session.connects += 1
@@ -242,9 +230,9 @@ class Cometd:
             return [], reply | {"advice": advice}
         silent = await self._held(request, session, mine) if may_hold else bool(self.org.faults.peek("silent", "all"))
         if session.connects != mine or session.client_id not in self.sessions:
-            return [], _unknown(message, "handshake")
+            return [], bayeux.unknown(message, "handshake")
         if self.oauth.token_of(request) is None:
-            return [], reply | _unauthenticated() | {"successful": False}
+            return [], reply | bayeux.unauthenticated() | {"successful": False}
         limit = self.org.settings.daily_events
         if self.org.faults.take("limit-403") or (limit and self.org.counts["delivered"] >= limit):
             error = "403::Organization total events daily limit exceeded"
@@ -319,34 +307,3 @@ class Cometd:
         for channel, cursor in session.cursors.items():
             session.cursors[channel] = max(cursor, low + len(events))
         return taken
-
-
-def _wrong_version(version: str) -> str | None:
-    form = "URI format: '/cometd/66.0'"
-    if not (found := _VERSION.fullmatch(version)):
-        return f"400::API version in the URI is mandatory. {form}"
-    if int(found[1]) < 37:
-        return f"400::Unsupported API version. Only API versions '37.0' and later are supported. {form}"
-    return None
-
-
-def _id(message: Message) -> Message:
-    return {"id": message["id"]} if "id" in message else {}
-
-
-def _reply(message: Message) -> Message:
-    same = {k: message[k] for k in ("clientId", "channel", "id", "subscription") if k in message}
-    return same | {"successful": False}
-
-
-def _error(text: str) -> Message:
-    return {"error": text, "successful": False}
-
-
-def _unknown(message: Message, reconnect: str) -> Message:
-    advice = {"interval": 0, "reconnect": reconnect}
-    return {"error": "403::Unknown client", "successful": False, "advice": advice, "channel": message.get("channel"), **_id(message)}
-
-
-def _unauthenticated() -> Message:
-    return {"error": "401::Authentication invalid", "advice": {"reconnect": "none", "interval": 0}}

@@ -10,168 +10,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-# One field a line: name, type[:length or referenced objects], flags. `address` and `person-name` stand for their components.
-_SYSTEM = """
-Id id ro
-IsDeleted boolean ro hidden
-CreatedDate datetime ro
-CreatedById reference:User ro
-LastModifiedDate datetime ro
-LastModifiedById reference:User ro
-SystemModstamp datetime ro hidden
-"""
-_OBJECTS = {
-    "Account": """001
-Name string:255 required name
-Type picklist
-ParentId reference:Account
-Billing address
-Shipping address
-Phone phone:40
-Fax phone:40
-AccountNumber string:40
-Website url:255
-Sic string:20
-Industry picklist
-AnnualRevenue currency
-NumberOfEmployees int
-Ownership picklist
-TickerSymbol string:20
-Description textarea:32000
-Rating picklist
-Site string:80
-AccountSource picklist
-OwnerId reference:User owner""",
-    "Contact": """003
-AccountId reference:Account
-Name person-name
-Mailing address
-Other address
-Phone phone:40
-Fax phone:40
-MobilePhone phone:40
-HomePhone phone:40
-OtherPhone phone:40
-AssistantPhone phone:40
-AssistantName string:40
-ReportsToId reference:Contact
-Email email:80
-Title string:128
-Department string:80
-LeadSource picklist
-Birthdate date
-Description textarea:32000
-HasOptedOutOfEmail boolean
-DoNotCall boolean
-EmailBouncedReason string:255
-EmailBouncedDate datetime
-CleanStatus picklist default=Pending
-OwnerId reference:User owner""",
-    "Lead": """00Q
-Name person-name
-Title string:128
-Company string:255 required
-. address
-Phone phone:40
-MobilePhone phone:40
-Fax phone:40
-Email email:80
-Website url:255
-Description textarea:32000
-LeadSource picklist
-Status picklist default=Open
-Industry picklist
-Rating picklist
-AnnualRevenue currency
-NumberOfEmployees int
-HasOptedOutOfEmail boolean
-DoNotCall boolean
-IsConverted boolean ro
-ConvertedDate date ro
-ConvertedAccountId reference:Account ro
-ConvertedContactId reference:Contact ro
-ConvertedOpportunityId reference:Opportunity ro
-IsUnreadByOwner boolean
-OwnerId reference:User owner""",
-    "Opportunity": """006
-AccountId reference:Account
-Name string:120 required name
-Description textarea:32000
-StageName picklist required
-Amount currency
-Probability percent
-ExpectedRevenue currency ro
-TotalOpportunityQuantity double
-CloseDate date required
-Type picklist
-NextStep string:255
-LeadSource picklist
-IsClosed boolean ro
-IsWon boolean ro
-ForecastCategory picklist ro
-ForecastCategoryName picklist
-ContactId reference:Contact
-OwnerId reference:User owner""",
-    "Task": """00T
-WhoId reference:Contact|Lead
-WhatId reference:Account|Opportunity|Case
-Subject string:255 name
-ActivityDate date
-Status picklist default=Not_Started
-Priority picklist default=Normal
-IsHighPriority boolean ro
-Description textarea:32000
-AccountId reference:Account ro
-IsClosed boolean ro
-CallType picklist
-CallDurationInSeconds int
-OwnerId reference:User owner""",
-    "Case": """500
-CaseNumber string:30 ro name auto
-ContactId reference:Contact
-AccountId reference:Account
-ParentId reference:Case
-SuppliedName string:80
-SuppliedEmail email:80
-SuppliedPhone string:40
-SuppliedCompany string:80
-Type picklist
-Status picklist default=New
-Reason picklist
-Origin picklist
-Subject string:255
-Priority picklist default=Medium
-Description textarea:32000
-IsClosed boolean ro
-ClosedDate datetime ro
-IsEscalated boolean
-OwnerId reference:User owner""",
-    "User": """005
-Username string:80 required
-Name person-name
-CompanyName string:80
-Division string:80
-Department string:80
-Title string:80
-. address
-Email email:128 required
-Phone phone:40
-MobilePhone phone:40
-Alias string:8 required
-IsActive boolean default=true
-TimeZoneSidKey picklist default=America/New_York
-UserType picklist ro
-EmployeeNumber string:20
-ManagerId reference:User""",
-}
-_ADDRESS = """Street textarea:255
-City string:40
-State string:80
-PostalCode string:20
-Country string:80
-Latitude double
-Longitude double
-GeocodeAccuracy picklist""".splitlines()
+from deploy.sandbox.salesforce.standard import ADDRESS, OBJECTS, SYSTEM
+
 TYPES = frozenset({"id", "string", "textarea", "boolean", "int", "double", "currency", "percent", "date", "datetime"})
 TYPES |= {"picklist", "multipicklist", "reference", "email", "phone", "url", "address"}
 
@@ -261,12 +101,12 @@ def _parse(line: str, compound: str | None = None, component: str | None = None)
 def _standard(name: str, text: str) -> SObject:
     prefix, *lines = text.splitlines()
     made = SObject(name, prefix)
-    for line in _SYSTEM.split("\n")[1:-1] + lines:
+    for line in SYSTEM.split("\n")[1:-1] + lines:
         field_name, kind, *_ = line.split()
         if kind == "address":
             stem = "" if field_name == "." else field_name
             made.add(Field(f"{stem}Address", "address", writable=False, hidden=True))
-            for part in _ADDRESS:
+            for part in ADDRESS:
                 made.add(_parse(stem + part, f"{stem}Address", part.split()[0]))
         elif kind == "person-name":
             made.add(Field("Name", "string", 121, writable=False, hidden=True, is_name=True))
@@ -282,7 +122,7 @@ class Schema:
     """All objects of the org. `selected` are those whose changes become events."""
 
     def __init__(self, custom: dict[str, Any] | None = None) -> None:
-        self.objects = {name: _standard(name, text) for name, text in _OBJECTS.items()}
+        self.objects = {name: _standard(name, text) for name, text in OBJECTS.items()}
         self.selected = {name for name in self.objects if name != "User"}
         self._lower = {name.lower(): name for name in self.objects}
         for name, fields in (custom or {}).items():
@@ -292,7 +132,7 @@ class Schema:
         if name not in self.objects:
             if not re.fullmatch(r"[A-Za-z]\w*__c", name):
                 raise ValueError(f"{name}: neither a standard object of the sandbox nor a custom object (its name would end in __c)")
-            prefix = f"a0{len(self.objects) - len(_OBJECTS):x}"
+            prefix = f"a0{len(self.objects) - len(OBJECTS):x}"
             self.objects[name] = _standard(name, f"{prefix}\nName string:80 name\nOwnerId reference:User owner")
             self._lower[name.lower()] = name
             self.selected.add(name)
