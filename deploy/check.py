@@ -44,7 +44,7 @@ def check_files(path: Path, environ: Mapping[str, str]) -> FlowFile:
     """What the files alone show."""
     found = read_flow(path, environ)
     _check_targets(found)
-    _check_logins(found)
+    _check_key_files(found)
     return found
 
 
@@ -63,18 +63,18 @@ def _check_targets(found: FlowFile) -> None:
             explain(document, place, kind.options_class, error)
 
 
-def _check_logins(found: FlowFile) -> None:
-    for name, connection in found.flow.connections.items():
-        if isinstance(connection, Salesforce) and (key_file := connection.auth.key_file):
-            path = Path(found.flow.folder) / key_file
-            place = ("connections", name, "auth", "key_file")
-            try:
-                head = path.read_bytes()[:11]
-            except OSError as error:
-                found.document.wrong(place, f"key_file {path} cannot be read ({error.strerror})", "put the private key (PEM) there")
-            else:
-                if head != b"-----BEGIN ":
-                    found.document.wrong(place, f"key_file {path} is no key in PEM form", "it begins with -----BEGIN PRIVATE KEY-----")
+def _check_key_files(found: FlowFile) -> None:
+    """Of the values as written, so that another mistake of the connection hides none of these."""
+    for place in [place for place in found.document.texts if place[0] == "connections" and place[2:] == ("auth", "key_file")]:
+        path = Path(found.flow.folder) / found.document.texts[place]
+        try:
+            head = path.read_bytes()[:11]
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or "no path"
+            found.document.wrong(place, f"key_file {path} cannot be read ({why})", "put the private key (PEM) there")
+        else:
+            if head != b"-----BEGIN ":
+                found.document.wrong(place, f"key_file {path} is no key in PEM form", "it begins with -----BEGIN PRIVATE KEY-----")
 
 
 async def check_online(found: FlowFile, settings: Settings) -> list[str]:

@@ -57,9 +57,9 @@ def worker(flow: FlowOption = None, alone: AloneOption = False) -> None:
 def subscribe(
     connection: Annotated[str | None, typer.Argument(help="The Salesforce connection; needed when the flow file has several.")] = None,
     start_from: Annotated[
-        Literal["new", "retained"],
-        typer.Option("--from", help="Where to begin when no position is stored yet: now, or with what Salesforce still holds (72 h)."),
-    ] = "new",
+        Literal["new", "retained"] | None,
+        typer.Option("--from", help="The first start needs it: begin with what happens from now on, or with all Salesforce still holds."),
+    ] = None,
     flow: FlowOption = None,
     alone: AloneOption = False,
 ) -> None:
@@ -68,7 +68,7 @@ def subscribe(
     Example: headrace subscribe acme --from retained
     """
     if not alone:
-        _supervised("subscribe", flow, "--from", start_from, *(("--", connection) if connection else ()))
+        _supervised("subscribe", flow, *(("--from", start_from) if start_from else ()), *(("--", connection) if connection else ()))
     from deploy import processes
 
     processes.subscribe(flow, connection, start_from)
@@ -135,7 +135,6 @@ def status(
 @app.command("dead-letters", rich_help_panel=LOOK)
 def dead_letters(
     cause: Annotated[str | None, typer.Option("--cause", help="Only those of this cause, one by one.")] = None,
-    flow: FlowOption = None,
     json: JsonOption = False,
 ) -> None:
     """List the events that could not pass: what, why, how often, and what to do. Grouped by cause.
@@ -144,13 +143,12 @@ def dead_letters(
     """
     from deploy import looks
 
-    raise typer.Exit(looks.dead_letters(flow, cause, json))
+    raise typer.Exit(looks.dead_letters(cause, json))
 
 
 @app.command(rich_help_panel=MEND)
 def redrive(
     letter: Annotated[str, typer.Argument(help="The id of a dead letter, as `headrace dead-letters --cause …` shows it.", metavar="ID")],
-    flow: FlowOption = None,
 ) -> None:
     """Send a dead letter through the flow once more, after its cause was mended.
 
@@ -158,16 +156,17 @@ def redrive(
     """
     from deploy import runs
 
-    raise typer.Exit(runs.redrive(flow, letter))
+    raise typer.Exit(runs.redrive(letter))
 
 
 @app.command(rich_help_panel=MEND)
 def replay(
     route: Annotated[str, typer.Argument(help="The route whose events come again.", metavar="ROUTE")],
     begin: Annotated[
-        str, typer.Option("--from", metavar="TIME|PARTITION:OFFSET", help="From here on, such as 2026-11-25T08:00Z or 3:1200.")
+        str, typer.Option("--from", metavar="WHEN", help="From here on: 2026-11-25T08:00Z, -2h, or partition:offset such as 3:1200.")
     ],
-    end: Annotated[str | None, typer.Option("--to", metavar="TIME|PARTITION:OFFSET", help="Up to here; else up to now.")] = None,
+    end: Annotated[str, typer.Option("--to", metavar="WHEN", help="Up to here.")] = "now",
+    run: Annotated[str | None, typer.Option("--run", metavar="ID", help="Go on with this run, which was stopped.")] = None,
     flow: FlowOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -177,7 +176,7 @@ def replay(
     """
     from deploy import runs
 
-    raise typer.Exit(runs.replay(flow, route, begin, end, json))
+    raise typer.Exit(runs.replay(flow, route, begin, end, run, json))
 
 
 @app.command(rich_help_panel=TRY)

@@ -17,6 +17,7 @@ from models.flow import Flow
 from models.settings import Settings
 from streams.health import Health
 from streams.log import set_up_logging
+from streams.topics import Topics, ensure
 
 Run = Callable[[Settings, Flow, Health, asyncio.Event], Awaitable[None]]
 
@@ -40,14 +41,16 @@ def worker(flow_path: Path | None) -> None:
     _serve("worker", flow_path, run)
 
 
-def subscribe(flow_path: Path | None, connection: str | None, start_from: Literal["new", "retained"]) -> None:
+def subscribe(flow_path: Path | None, connection: str | None, start_from: Literal["new", "retained"] | None) -> None:
     """Until SIGTERM or SIGINT."""
 
     async def run(settings: Settings, flow: Flow, health: Health, stop: asyncio.Event) -> None:
         from agents.worker import fields_of
+
         from streams.salesforce.subscriber import run_subscriber
 
         name = choose_connection(flow, connection)
+        await ensure(settings, Topics(settings.installation).all(flow, settings))
         await run_subscriber(settings, flow, name, fields_of(flow), start_from=start_from, health=health, stop=stop)
 
     _serve("subscribe", flow_path, run)

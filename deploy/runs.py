@@ -13,12 +13,14 @@ import orjson
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from deploy.context import choose_source, read_all
+from deploy.context import choose_route, choose_source, read_all
 from deploy.processes import stop_signals
 from models.flow import Flow
 from models.settings import Settings
 from streams.health import Health
 from streams.log import set_up_logging
+from streams.replay import Replay, run_replay
+from streams.salesforce.snapshot import Run, run_snapshot
 from streams.topics import Topics, ensure
 
 T = TypeVar("T")
@@ -32,10 +34,8 @@ def snapshot(flow_path: Path | None, source: str, as_json: bool) -> int:
     settings, flow = read_all(flow_path)
     choose_source(flow, source)
 
-    async def work(settings: Settings, stop: asyncio.Event, show: Show) -> Any:
+    async def work(settings: Settings, stop: asyncio.Event, show: Show) -> Run:
         from agents.worker import fields_of
-
-        from streams.salesforce.snapshot import run_snapshot
 
         fields = fields_of(flow)[source]
         return await run_snapshot(settings, flow, source, fields, stop=stop, progress=lambda run: show(run.rows, run.total))
@@ -50,6 +50,27 @@ def snapshot(flow_path: Path | None, source: str, as_json: bool) -> int:
         else f"{source}: stopped after {run.rows:,} of {run.total:,} records; the same command goes on from there.",
     )
     return 0 if done else STOPPED_EARLY
+
+
+def replay(flow_path: Path | None, route: str, begin: str, end: str, run_id: str | None, as_json: bool) -> int:
+    """0 when the whole range was sent, 1 when it was stopped before."""
+    settings, flow = read_all(flow_path)
+    choose_route(flow, route)
+
+    async def work(settings: Settings, stop: asyncio.Event, show: Show) -> Replay:
+        return await run_replay(
+            settings, flow, route, begin, end, run_id=run_id, progress=lambda state: show(state.passed, state.total), stop=stop
+        )
+
+    state = _run("replay", settings, flow, f"route {route}", work)
+    facts = {"run": state.run, "route": route, "sent": state.sent, "skipped": state.skipped, "left_out": state.left_out, "done": state.done}
+    sentence = f"route {route}: {state.sent:,} events are on their way again (run {state.run})"
+    if state.skipped or state.left_out:
+        sentence += f"; {state.skipped:,} were themselves repeats, {state.left_out:,} could not be repeated"
+    if not state.done:
+        sentence += f"; stopped early: headrace replay {route} --from {begin} --run {state.run} goes on"
+    _answer(as_json, facts, f"{sentence}.")
+    return 0 if state.done else STOPPED_EARLY
 
 
 def _run(role: str, settings: Settings, flow: Flow, what: str, work: Callable[[Settings, asyncio.Event, Show], Awaitable[T]]) -> T:

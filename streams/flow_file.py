@@ -21,6 +21,7 @@ P = TypeVar("P", bound=BaseModel)
 SECTIONS = ("connections", "targets", "routes")
 TYPES: dict[str, type[BaseModel]] = {"salesforce": Salesforce, "webhook": Webhook}
 SOBJECT = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,79}")
+LOGIN_URLS = ("https://login.salesforce.com", "https://test.salesforce.com")
 ALL_CHANGES = "/data/ChangeEvents"
 CHANNEL = re.compile(r"/data/[A-Za-z][A-Za-z0-9_]*")
 WORDS = {"string": "text", "int": "a whole number", "float": "a number", "bool": "true or false", "tuple": "a list: [a, b]"}
@@ -63,7 +64,7 @@ def read_flow(path: Path, environ: Mapping[str, str]) -> FlowFile:
             if (route := _route(document, name, value, sections)) is not None:
                 routes[name] = route
         _check_overlaps(document, routes)
-        _check_channels(document, connections, routes)
+        _check_channels(document, sections["connections"], routes)
     flow = Flow(connections=connections, targets=targets, routes=routes, folder=str(path.parent))
     return FlowFile(document, flow)
 
@@ -171,20 +172,22 @@ def _connection(document: Document, name: str, value: Any) -> Connection | None:
         )
         return None
     found = _part(document, path, TYPES.get(str(kind), Salesforce), value)
-    if isinstance(found, Salesforce):
-        _check_login(document, path, found)
-    return found  # type: ignore[return-value]
+    if kind == "salesforce":
+        _check_login(document, path, value)
+    return found  # type: ignore[return-value]  # a class of TYPES
 
 
-def _check_login(document: Document, path: Path_, connection: Salesforce) -> None:
-    url, auth = connection.url, connection.auth
-    if not re.fullmatch(r"https?://[^/\s]+/?", url) and (*path, "url") not in document.bad:
+def _check_login(document: Document, path: Path_, raw: Mapping[str, Any]) -> None:
+    """Of the values as written, so that another mistake of the same connection hides none of these."""
+    url, auth = raw.get("url", LOGIN_URLS[0]), raw.get("auth")
+    if isinstance(url, str) and not re.fullmatch(r"https?://[^/\s]+/?", url) and (*path, "url") not in document.bad:
         document.wrong((*path, "url"), "url is no address of an org", "write https://<my-domain>.my.salesforce.com without a path")
-    needed = ("username", "key_file") if auth.flow == "jwt" else ("client_secret",)
-    for key in needed:
-        if not getattr(auth, key):
-            document.wrong((*path, "auth"), f"{_named(path)}: the login flow {auth.flow} needs {key}", f"add `{key}: …` to auth")
-    if auth.flow == "client_credentials" and url.rstrip("/") in ("https://login.salesforce.com", "https://test.salesforce.com"):
+    if not isinstance(auth, dict):
+        return
+    for key in {"jwt": ("username", "key_file"), "client_credentials": ("client_secret",)}.get(str(auth.get("flow")), ()):
+        if not auth.get(key):
+            document.wrong((*path, "auth"), f"{_named(path)}: the login flow {auth['flow']} needs {key}", f"add `{key}: …` to auth")
+    if auth.get("flow") == "client_credentials" and str(url).rstrip("/") in LOGIN_URLS:
         remedy = "add url: https://<my-domain>.my.salesforce.com"
         document.wrong(path, f"{_named(path)}: client_credentials logs in at the org's own address only", remedy)
 
@@ -237,33 +240,33 @@ def _check_overlaps(document: Document, routes: Mapping[str, Route]) -> None:
                 break
 
 
-def _check_channels(document: Document, connections: Mapping[str, Connection], routes: Mapping[str, Route]) -> None:
-    for name, connection in connections.items():
-        if not isinstance(connection, Salesforce):
+def _check_channels(document: Document, connections: Mapping[str, Any], routes: Mapping[str, Route]) -> None:
+    for name, raw in connections.items():
+        channels = raw.get("channels") if isinstance(raw, dict) and raw.get("type") == "salesforce" else None
+        if not isinstance(channels, list) or not all(isinstance(channel, str) for channel in channels):
             continue
         place = ("connections", name, "channels")
-        seen: set[str] = set()
-        for index, channel in enumerate(connection.channels):
+        for index, channel in enumerate(channels):
             if not CHANNEL.fullmatch(channel):
-                document.wrong(
-                    (*place, index),
-                    f"{channel!r} is no channel of changes",
-                    f"use {ALL_CHANGES}, /data/<sObject>ChangeEvent or /data/<name>__chn",
-                )
-            elif channel in seen:
+                remedy = f"use {ALL_CHANGES}, /data/<sObject>ChangeEvent or /data/<name>__chn"
+                document.wrong((*place, index), f"{channel!r} is no channel of changes", remedy)
+            elif channel in channels[:index]:
                 document.wrong((*place, index), f"channel {channel} is subscribed twice", "remove one")
-            elif (sobject := channel_sobject(channel)) and ALL_CHANGES in connection.channels:
+            elif (sobject := channel_sobject(channel)) and ALL_CHANGES in channels:
                 message = f"{sobject} would be subscribed on two channels, {ALL_CHANGES} and {channel}"
                 document.wrong((*place, index), message, f"remove {channel}: the other carries every selected sObject")
-            seen.add(channel)
-        single = [channel_sobject(channel) for channel in connection.channels]
-        if all(single) and ("connections", name, "channels") in document.lines:
-            for route_name, route in routes.items():
-                for index, source in enumerate(route.sources):
-                    owner, _, sobject = source.partition("/")
-                    if owner == name and sobject and sobject not in single:
-                        message = f"route {route_name}: no channel of {name} carries {sobject}"
-                        document.wrong(("routes", route_name, "from", index), message, f"add {sobject_channel(sobject)} to its channels")
+        carried = [channel_sobject(channel) for channel in channels]
+        if carried and all(carried):
+            _check_carried(document, name, carried, routes)
+
+
+def _check_carried(document: Document, name: str, carried: list[str | None], routes: Mapping[str, Route]) -> None:
+    for route_name, route in routes.items():
+        for index, source in enumerate(route.sources):
+            owner, _, sobject = source.partition("/")
+            if owner == name and sobject and sobject not in carried:
+                message = f"route {route_name}: no channel of {name} carries {sobject}"
+                document.wrong(("routes", route_name, "from", index), message, f"add {sobject_channel(sobject)} to its channels")
 
 
 def channel_sobject(channel: str) -> str | None:
