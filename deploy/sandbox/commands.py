@@ -9,6 +9,7 @@ import typer
 
 from deploy.sandbox import client, serve
 from deploy.sandbox.iterable import server as iterable_server
+from deploy.sandbox.iterable import state as iterable_state
 from deploy.sandbox.salesforce import server as salesforce_server
 
 app = typer.Typer(help="A Salesforce and an Iterable at your desk, which can be broken.", no_args_is_help=True, add_completion=False)
@@ -43,6 +44,7 @@ def salesforce(
     seed: int = 1,
     fields: Annotated[Path | None, typer.Option(help="YAML file of custom fields.", exists=True, dir_okay=False)] = None,
     hold: Annotated[float, typer.Option(help="Seconds a poll is held without events.", min=0.05, max=110)] = 110.0,
+    host: Annotated[str, typer.Option(help="Address to listen on; the control paths answer this machine only.")] = "127.0.0.1",
     jwt_key: Annotated[
         Path | None, typer.Option(help="PEM of the public key or certificate for JWT logins.", exists=True, dir_okay=False)
     ] = None,
@@ -51,7 +53,7 @@ def salesforce(
 
     async def make() -> serve.Listener:
         try:
-            sandbox = await salesforce_server.Sandbox(records, seed, fields, hold, jwt_key, port).start()
+            sandbox = await salesforce_server.Sandbox(records, seed, fields, hold, jwt_key, port, host).start()
         except ValueError as error:
             raise SystemExit(f"error: {error}") from None
         typer.echo(sandbox.banner())
@@ -63,12 +65,13 @@ def salesforce(
 @app.command()
 def iterable(
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = iterable_server.DEFAULT_PORT,
-    key: Annotated[str, typer.Option(help="The API key of its project.")] = iterable_server.API_KEY,
+    host: Annotated[str, typer.Option(help="Address to listen on; the control paths answer this machine only.")] = "127.0.0.1",
+    key: Annotated[str, typer.Option(help="The API key of its project.")] = iterable_state.API_KEY,
 ) -> None:
     """An Iterable project: profiles, buckets, limits."""
 
     async def make() -> serve.Listener:
-        sandbox = await iterable_server.Sandbox(port, key).start()
+        sandbox = await iterable_server.Sandbox(port, key, host).start()
         typer.echo(sandbox.banner())
         return sandbox.listener
 

@@ -98,3 +98,11 @@ class Faults:
             raise UnknownFaultError(f"no fault named {name!r}; there are: {', '.join(sorted(self.kinds))}")
         else:
             self.armed.pop(name, None)
+
+    def as_list(self) -> list[dict[str, Any]]:
+        return [a.as_dict() for a in self.armed.values()]
+
+    def overview(self) -> dict[str, Any]:
+        """What is on, what has struck so far, and what there is."""
+        known = {n: {"what": k.what, "variants": k.variants, "times": k.times, "seconds": k.seconds} for n, k in self.kinds.items()}
+        return {"armed": self.as_list(), "fired": self.fired, "known": known}

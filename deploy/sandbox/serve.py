@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
+_MAX_LINE = 64 * 1024  # above Salesforce's own limit for addresses, which REST answers itself
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -54,10 +55,10 @@ async def control_guard(request: web.Request, handler: Handler) -> web.StreamRes
 class Listener:
     """A server whose listening socket can be closed and opened again on the same port, as in a restart."""
 
-    def __init__(self, app: web.Application, port: int = 0) -> None:
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5, handle_signals=False)
+    def __init__(self, app: web.Application, port: int = 0, host: str = "127.0.0.1") -> None:
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5, handle_signals=False, max_line_size=_MAX_LINE)
         self._site: web.SockSite | None = None
-        self.port = port
+        self.port, self.host = port, host
 
     @property
     def url(self) -> str:
@@ -71,10 +72,10 @@ class Listener:
         sock = socket.socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            sock.bind(("127.0.0.1", self.port))
+            sock.bind((self.host, self.port))
         except OSError as error:
             sock.close()
-            raise SystemExit(f"port {self.port} on 127.0.0.1 cannot be opened ({error.strerror}); choose another with --port") from None
+            raise SystemExit(f"port {self.port} on {self.host} cannot be opened ({error.strerror}); choose another with --port") from None
         self.port = sock.getsockname()[1]
         self._site = web.SockSite(self._runner, sock, backlog=512)
         await self._site.start()

@@ -6,7 +6,7 @@ from aiohttp import web
 
 from deploy.sandbox import serve
 from deploy.sandbox.iterable.project import Project
-from deploy.sandbox.iterable.state import KINDS, RATES, STYLES, State
+from deploy.sandbox.iterable.state import RATES, STYLES, State
 
 
 class Control:
@@ -52,15 +52,10 @@ class Control:
             key: {"users": len(p.profiles), "fields": len(p.types.known), "forgotten": len(p.forgotten)}
             for key, p in self.state.projects.items()
         }
-        return serve.json(
-            {"projects": counts, "requests": len(self.state.log), "faults": [a.as_dict() for a in self.state.faults.armed.values()]}
-        )
+        return serve.json({"projects": counts, "requests": len(self.state.log), "faults": self.state.faults.as_list()})
 
     async def _faults(self, _request: web.Request) -> web.Response:
-        known = {n: {"what": k.what, "variants": k.variants, "times": k.times, "seconds": k.seconds} for n, k in KINDS.items()}
-        return serve.json(
-            {"armed": [a.as_dict() for a in self.state.faults.armed.values()], "fired": self.state.faults.fired, "known": known}
-        )
+        return serve.json(self.state.faults.overview())
 
     async def _arm(self, request: web.Request) -> web.Response:
         given = await serve.body(request)
@@ -68,7 +63,7 @@ class Control:
 
     async def _clear(self, request: web.Request) -> web.Response:
         self.state.faults.clear(request.query.get("name"))
-        return serve.json({"armed": [a.as_dict() for a in self.state.faults.armed.values()]})
+        return serve.json({"armed": self.state.faults.as_list()})
 
     async def _settings(self, request: web.Request) -> web.Response:
         project = self._project(request)

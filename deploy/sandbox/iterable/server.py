@@ -21,11 +21,11 @@ Work = Callable[[Project, Any], Answer]
 class Sandbox:
     """A running sandbox Iterable: `url`, and `state` for tests in the same process."""
 
-    def __init__(self, port: int = 0, key: str = API_KEY) -> None:
+    def __init__(self, port: int = 0, key: str = API_KEY, host: str = "127.0.0.1") -> None:
         self.state = State({key: Project()})
         app = web.Application(middlewares=[serve.control_guard], client_max_size=32 * 2**20)
         app.add_routes(self._routes())
-        self.listener = serve.Listener(app, port)
+        self.listener = serve.Listener(app, port, host)
 
     def _routes(self) -> list[web.RouteDef]:
         def post(path: str, work: Work, limit: str | None = None) -> web.RouteDef:

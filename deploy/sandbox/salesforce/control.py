@@ -146,7 +146,7 @@ class Control:
         known = {
             n: {"what": k.what, "variants": k.variants, "times": k.times, "seconds": k.seconds} for n, k in self.org.faults.kinds.items()
         }
-        return serve.json({"armed": [a.as_dict() for a in self.org.faults.armed.values()], "fired": self.org.faults.fired, "known": known})
+        return serve.json({"armed": self.org.faults.as_list(), "fired": self.org.faults.fired, "known": known})
 
     async def _arm(self, request: web.Request) -> web.Response:
         """`{"name", "times"?, "variant"?, "seconds"?}`; times 0 means until cleared."""
@@ -182,7 +182,7 @@ class Control:
     async def _clear(self, request: web.Request) -> web.Response:
         self.org.faults.clear(request.query.get("name"))
         self.cometd.wake()
-        return serve.json({"armed": [a.as_dict() for a in self.org.faults.armed.values()]})
+        return serve.json({"armed": self.org.faults.as_list()})
 
     async def _state(self, _request: web.Request) -> web.Response:
         sessions = [
@@ -205,9 +205,7 @@ class Control:
             "counts": self.org.counts,
             "selected": sorted(self.org.schema.selected),
         }
-        return serve.json(
-            org | stream | {"objects": counted, "sessions": sessions, "faults": [a.as_dict() for a in self.org.faults.armed.values()]}
-        )
+        return serve.json(org | stream | {"objects": counted, "sessions": sessions, "faults": self.org.faults.as_list()})
 
     async def _credentials(self, request: web.Request) -> web.Response:
         address = {"url": oauth.base_url(request), "orgId": self.org.id}

@@ -1,5 +1,7 @@
 """Turns what a transaction did into change events, as Salesforce words them. No state but the random source it is given."""
 
+import difflib
+import hashlib
 import random
 import uuid
 from dataclasses import dataclass, field
@@ -109,7 +111,8 @@ def _carried(sobject: SObject) -> list[Field]:
 def _difference(sobject: SObject, before: Row, after: Row, rng: random.Random) -> tuple[dict[str, Any], list[str]]:
     changed = {f: after.get(f.name) for f in _carried(sobject) if after.get(f.name) != before.get(f.name)}
     changed[sobject.fields["LastModifiedDate"]] = after["LastModifiedDate"]  # even where the second is the same
-    body = _nested(changed)
+    carried = {f: (text_diff(before.get(f.name), v) or v) if f.type == "textarea" else v for f, v in changed.items()}
+    body = _nested(carried)
     names = []
     for compound, parts in sobject.compounds.items():
         if compound in body and all(after.get(p.name) is None for p in parts):
@@ -128,3 +131,15 @@ def _nested(flat: dict[Field, Any]) -> dict[str, Any]:
         else:
             body[f.name] = value
     return body
+
+
+def text_diff(old: str | None, new: str | None) -> dict[str, str] | None:
+    """What stands for a long text that changed little: a unified diff, with the SHA-256 of the whole new value. None: the value is sent."""
+    if not old or not new or len(new) < 1000 or abs(len(new) - len(old)) > 0.5 * len(old):
+        return None
+    line = "\r\n" if "\r\n" in new else "\n"
+    before, after = old.split(line), new.split(line)
+    body = list(difflib.unified_diff(before, after, n=0, lineterm=""))[2:]
+    gone = sum(x.startswith("-") for x in body)
+    diff = f"--- \n+++ {hashlib.sha256(new.encode()).hexdigest()}\n" + "\n".join(body)
+    return None if gone > 0.25 * len(before) or len(diff) > len(new) else {"diff": diff}

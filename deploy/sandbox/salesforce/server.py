@@ -21,7 +21,14 @@ class Sandbox:
     """A running sandbox Salesforce: `url`, and `org` for tests in the same process."""
 
     def __init__(
-        self, records: int = 0, seed: int = 1, fields: Path | None = None, hold: float = 110.0, jwt_key: Path | None = None, port: int = 0
+        self,
+        records: int = 0,
+        seed: int = 1,
+        fields: Path | None = None,
+        hold: float = 110.0,
+        jwt_key: Path | None = None,
+        port: int = 0,
+        host: str = "127.0.0.1",
     ) -> None:
         self.org = Org(schema.load(fields), seed)
         self.org.settings.hold = hold
@@ -36,7 +43,7 @@ class Sandbox:
         app.add_routes([web.post("/cometd", self.cometd.handle), web.post("/cometd/{version:.*}", self.cometd.handle)])
         app.add_routes([web.post("/services/oauth2/token", self.oauth.token), web.post("/services/oauth2/revoke", self.oauth.revoke)])
         app.add_routes(self.control.routes() + self.rest.routes())
-        self.listener = self.control.listener = serve.Listener(app, port)
+        self.listener = self.control.listener = serve.Listener(app, port, host)
 
     @property
     def url(self) -> str:
