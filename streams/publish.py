@@ -28,6 +28,9 @@ COMMIT_SECONDS = 30.0
 PLAIN_SECONDS = 5.0
 
 Batches = dict[tuple[str, int], list[Output]]
+Ends = dict[TopicPartition, int]
+"""Offset after the last record sent, by topic and partition."""
+
 log = structlog.get_logger()
 
 
@@ -61,19 +64,23 @@ def batched(outputs: Sequence[Output], partitions: int) -> Batches:
     return found
 
 
-async def send_batches(producer: AIOKafkaProducer, batches: Batches) -> None:
+async def send_batches(producer: AIOKafkaProducer, batches: Batches) -> Ends:
     """Send without a task or a future per record; returns when Kafka has all, raises the first error of a delivery."""
     futures: list[asyncio.Future[Any]] = []
+    sizes: list[int] = []
     try:
         for (topic, partition), outputs in batches.items():
             batch = producer.create_batch()
             for output in outputs:
                 while batch.append(timestamp=None, key=output.key, value=output.value, headers=output.headers) is None:
+                    sizes.append(batch.record_count())
                     futures.append(await producer.send_batch(batch, topic, partition=partition))
                     batch = producer.create_batch()
             batch.close()
+            sizes.append(batch.record_count())
             futures.append(await producer.send_batch(batch, topic, partition=partition))
-        await asyncio.gather(*futures)
+        sent = zip(await asyncio.gather(*futures), sizes, strict=True)
+        return {TopicPartition(meta.topic, meta.partition): meta.offset + size for meta, size in sent if meta.offset >= 0}
     except BaseException:
         for future in futures:  # the others' errors are the same story: say it once
             future.add_done_callback(lambda f: f.cancelled() or f.exception())
@@ -132,15 +139,17 @@ class TransactionalPublisher:
         try:
             async with asyncio.timeout(COMMIT_SECONDS):
                 await producer.start()
-        except (KafkaError, TimeoutError) as error:
+        except BaseException as error:
             await close_producer(producer, 0.1)
-            raise _wrapped(error, f"starting the producer {self.id}") from error
+            if isinstance(error, KafkaError | TimeoutError):
+                raise _wrapped(error, f"starting the producer {self.id}") from error
+            raise
         self._producer = producer
 
     async def send(
         self, outputs: Sequence[Output], *, offsets: Mapping[TopicPartition, int] | None = None, group: str | None = None
-    ) -> None:
-        """Outputs and consumer offsets (next to read) of `group`, all or nothing; returns after the commit.
+    ) -> Ends:
+        """Outputs and consumer offsets (next to read) of `group`, all or nothing; returns after the commit where the outputs end.
 
         Raises PermanentError (a record too large; nothing sent), TemporaryError (Kafka away; nothing will be visible, send the whole
         again), FatalError (fenced, or the outcome is unknown: end the process).
@@ -152,9 +161,10 @@ class TransactionalPublisher:
             if (producer := self._producer) is None:
                 raise FatalError(f"the producer {self.id} was not started")
             if not batches and not offsets:
-                return
-            await self._fill(producer, batches, offsets or {}, group or "")
+                return {}
+            ends = await self._fill(producer, batches, offsets or {}, group or "")
             await self._commit(producer)
+            return ends
 
     async def stop(self) -> None:
         """Close; an open transaction is aborted if Kafka answers soon, else by its timeout."""
@@ -167,7 +177,7 @@ class TransactionalPublisher:
                     await producer.abort_transaction()
         await close_producer(producer, 3.0)
 
-    async def _fill(self, producer: AIOKafkaProducer, batches: Batches, offsets: Mapping[TopicPartition, int], group: str) -> None:
+    async def _fill(self, producer: AIOKafkaProducer, batches: Batches, offsets: Mapping[TopicPartition, int], group: str) -> Ends:
         what = f"the transaction of {self.id}"
         try:
             async with asyncio.timeout(FILL_SECONDS):
@@ -176,11 +186,12 @@ class TransactionalPublisher:
                     self._open = False
                 await producer.begin_transaction()
                 self._open = True
-                waits = [send_batches(producer, batches)]
-                if offsets:
-                    ends = {tp: OffsetAndMetadata(offset, "") for tp, offset in offsets.items()}
-                    waits.append(producer.send_offsets_to_transaction(ends, group))
-                await asyncio.gather(*waits)
+                if not offsets:
+                    return await send_batches(producer, batches)
+                consumed = {tp: OffsetAndMetadata(offset, "") for tp, offset in offsets.items()}
+                ends: Ends
+                ends, _ = await asyncio.gather(send_batches(producer, batches), producer.send_offsets_to_transaction(consumed, group))
+                return ends
         except (KafkaError, TimeoutError, AssertionError) as error:
             wrapped = self._fatal(producer) or _wrapped(error, what)
             if isinstance(wrapped, FatalError):

@@ -1,0 +1,115 @@
+"""Makes the Faust app of a worker: our transport, assignor and table manager, one agent per stage. Nothing happens at import."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import faust
+import structlog
+import uvloop
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
+
+from models.errors import FatalError
+from models.settings import Settings
+from streams.engine import pinned
+from streams.engine.assignor import Assignor
+from streams.engine.engine import Engine
+from streams.engine.fatal import end
+from streams.engine.folder import StateFolder
+from streams.engine.stage import Stage
+from streams.engine.store import Backend, Disk
+from streams.engine.tables import TableManager
+from streams.kafka import client_options
+
+log = structlog.get_logger()
+
+
+class App(faust.App):  # type: ignore[misc]
+    """Faust's App with an engine in it."""
+
+    engine: Engine
+    folder: StateFolder
+
+    async def on_first_start(self) -> None:
+        """Refuse to start where the engine could not keep its promises."""
+        try:
+            self.folder.lock()
+            await check_topics(self.engine)
+        except FatalError as error:
+            end("worker refused to start", reason=str(error))
+        await super().on_first_start()
+
+
+async def check_topics(engine: Engine) -> None:
+    """Every topic of every stage and table is there, with the right number of partitions; else FatalError names them."""
+    wanted = sorted(engine.buffers.topics | set(engine.changelogs.values()))
+    admin = AIOKafkaAdminClient(**client_options(engine.settings))
+    try:
+        await admin.start()
+        there = set(await admin.list_topics())
+        if missing := [topic for topic in wanted if topic not in there]:
+            raise FatalError(f"topics are missing: {', '.join(missing)}; make them (streams.topics.ensure) before the worker starts")
+        for found in await admin.describe_topics(wanted):
+            if (count := len(found["partitions"])) != engine.partitions:
+                raise FatalError(f"topic {found['topic']} has {count} partitions, not {engine.partitions}: set HEADRACE_PARTITIONS={count}")
+    except KafkaError as error:
+        raise FatalError(f"Kafka at {engine.settings.kafka} is not to be reached: {type(error).__name__}") from error
+    finally:
+        await admin.close()
+
+
+def create_app(settings: Settings, stages: Sequence[Stage], backend: Callable[[str, int], Backend] | None = None) -> faust.App:
+    """The app of a worker that runs these stages. Raises FatalError when other versions of Faust or aiokafka are installed.
+
+    `backend` makes the place of a table's partition; on disk below `settings.state` where nothing is given.
+    """
+    pinned.check()
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+    folder = StateFolder(settings.state)
+    app = App(
+        settings.installation,
+        broker=[f"headrace://{address}" for address in settings.kafka.split(",")],
+        PartitionAssignor=Assignor,
+        TableManager=TableManager,
+        datadir=settings.state / "faust",
+        topic_partitions=settings.partitions,
+        topic_replication_factor=settings.replication,
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        table_standby_replicas=0,
+        stream_wait_empty=True,
+        broker_commit_interval=3600.0,  # commits are the engine's; Faust's timer has nothing to do
+        web_enabled=False,
+        worker_redirect_stdouts=False,
+        reply_create_topic=False,
+        autodiscover=False,
+    )
+    app.folder = folder
+    app.engine = Engine(settings, stages, backend or (lambda table, number: Disk(folder.store(table, number))))
+    for table in app.engine.tables:
+        app.Table(
+            table,
+            key_type=bytes,
+            value_type=bytes,
+            partitions=settings.partitions,
+            changelog_topic=app.topic(app.engine.changelogs[table], key_type=bytes, value_type=bytes),
+            help="state kept by the engine",
+        )
+    for stage in stages:
+        channel = app.topic(*stage.live, *stage.bulk, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw")
+        app.agent(channel, name=stage.name, concurrency=1)(_agent(app.engine, stage))
+    return app
+
+
+def _agent(engine: Engine, stage: Stage) -> Any:
+    async def agent(stream: Any) -> None:
+        async for event in stream.noack().events():
+            engine.accept(event.value, event.message.generation_id)
+
+    agent.__name__ = stage.name
+    agent.__doc__ = stage.handler.__doc__ or f"Stage {stage.name}."
+    return agent

@@ -1,0 +1,244 @@
+"""What this process owns and how it comes and goes: takeover, hand-out, drain, release.
+
+Invariants:
+- Takeover of a partition number fences first (a producer for every stage), then reads committed offsets and recovers the stores, then works.
+- A number that comes back in the very next generation, and whose work was all committed, keeps its producers and stores: nobody else can have
+  had it in between.
+- Hand-out happens only between `begin_takeover`'s end and the next `drain`; chunks of another generation are dropped unseen.
+- What is not drained in time is abandoned: its tasks are cancelled, its producers given up, its stores closed and recovered anew.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import structlog
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from models.errors import FatalError
+from models.settings import Settings
+from streams.engine.buffers import Buffers
+from streams.engine.fatal import fatal_errors
+from streams.engine.recovery import recover
+from streams.engine.stage import Chunk, Stage
+from streams.engine.store import Backend, TableStore
+from streams.engine.work import Ground, Work
+from streams.metrics import REBALANCE_SECONDS, REBALANCES
+from streams.publish import TransactionalPublisher
+from streams.topics import Topics
+
+STARTS_AT_ONCE = 8
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Holding:
+    """One partition number: its stores by table, and per stage its ground and its work."""
+
+    number: int
+    stores: dict[str, TableStore]
+    grounds: dict[str, Ground]
+    works: dict[str, Work]
+
+
+class Engine:
+    """One per process. `backend` makes the place of a table's partition."""
+
+    def __init__(self, settings: Settings, stages: Sequence[Stage], backend: Callable[[str, int], Backend]) -> None:
+        self.settings, self.stages = settings, stages
+        self.partitions = settings.partitions
+        self.buffers = Buffers(stages)
+        self.tables = tuple(dict.fromkeys(table for stage in stages for table in stage.tables))
+        self.changelogs = {table: Topics(settings.installation).changelog(table) for table in self.tables}
+        self.consumer: AIOKafkaConsumer | None = None
+        self.resume: Callable[[], Awaitable[None]] = _nothing
+        self.fetching = asyncio.Lock()
+        self.opened, self.ready, self.wake = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.generation = -1
+        self._backend = backend
+        self._holdings: dict[int, Holding] = {}
+        self._takeover: asyncio.Task[None] | None = None
+        self._heartbeat = time.monotonic()
+        self._stopped_at: float | None = None
+
+    # what others ask
+
+    def held(self) -> tuple[int, Iterable[int]]:
+        """Generation and partition numbers last worked on, for the assignor."""
+        return self.generation, self._holdings.keys()
+
+    def works(self) -> list[Work]:
+        """Every work of this process."""
+        return [work for holding in self._holdings.values() for work in holding.works.values()]
+
+    def stores(self) -> list[TableStore]:
+        """Every store of this process."""
+        return [store for holding in self._holdings.values() for store in holding.stores.values()]
+
+    def alive(self) -> bool:
+        """Whether the group may still count on us: it heard us within the session timeout."""
+        return time.monotonic() - self._heartbeat < self.settings.session_timeout
+
+    def heard(self) -> None:
+        """The coordinator answered."""
+        self._heartbeat = time.monotonic()
+
+    def share(self) -> float:
+        """Our share of all partition numbers."""
+        return max(len(self._holdings), 1) / self.partitions
+
+    # the way of a chunk
+
+    def accept(self, chunk: Chunk, generation: int) -> None:
+        """Called by a stage's agent."""
+        if generation == self.generation and self.opened.is_set() and (holding := self._holdings.get(chunk.partition)) is not None:
+            holding.works[self.buffers.stage_of(chunk.topic).name].put(chunk)
+
+    def _done(self, work: Work, chunk: Chunk) -> None:
+        if self.opened.is_set():
+            self.buffers.done(work.stage.name, chunk.partition)
+            self.wake.set()
+
+    def _given_up(self, _work: Work) -> None:
+        # No heartbeat was answered for a session timeout, and no rebalance began yet: ask for one, it takes over anew from what is committed.
+        if self.consumer is not None:
+            self.consumer._coordinator.request_rejoin()
+
+    # coming and going
+
+    def revoked(self) -> None:
+        """A rebalance began."""
+        REBALANCES.inc()
+        self._stopped_at = time.monotonic()
+
+    async def drain(self) -> None:
+        """Stop handing out; let what was begun commit for `drain_seconds`, abandon the rest."""
+        self.opened.clear()
+        if self._takeover is not None and not self._takeover.done():
+            self._takeover.cancel()
+            await asyncio.wait([self._takeover])
+        works = self.works()
+        drains = [asyncio.create_task(work.drain()) for work in works]
+        if drains:
+            _, late = await asyncio.wait(drains, timeout=self.settings.drain_seconds)
+            for task in late:
+                task.cancel()
+        for work in works:
+            if not work.clean:
+                log.warning("partition abandoned", stage=work.stage.name, partition=work.number, waiting=work.wait_reason or None)
+                work.abandon()
+        self.buffers.clear()
+
+    def begin_takeover(self, assigned: Iterable[TopicPartition], generation: int) -> None:
+        """Take over what was assigned, in a task of its own."""
+        self.heard()
+        self._takeover = asyncio.create_task(self._take_over(set(assigned), generation))
+        self._takeover.add_done_callback(fatal_errors("takeover failed"))
+
+    async def _take_over(self, assigned: set[TopicPartition], generation: int) -> None:
+        numbers = {tp.partition for tp in assigned}
+        next_in_line = generation == self.generation + 1
+        kept = {n for n, h in self._holdings.items() if n in numbers and next_in_line and all(w.clean for w in h.works.values())}
+        await asyncio.gather(*(self._release(n) for n in list(self._holdings) if n not in kept))
+        fresh: dict[int, Holding] = {}
+        try:
+            for number in sorted(numbers - kept):
+                fresh[number] = self._new_holding(number)
+            await self._fence([ground.publisher for holding in fresh.values() for ground in holding.grounds.values()])
+            offsets = await self._offsets(assigned)
+            await recover(
+                self.settings,
+                {
+                    TopicPartition(self.changelogs[table], number): (table, store)
+                    for number, holding in fresh.items()
+                    for table, store in holding.stores.items()
+                },
+            )
+        except BaseException:
+            self._holdings |= fresh  # half made: without works; the next takeover or stop releases them
+            self.generation = -1
+            raise
+        self._holdings |= fresh
+        await self._open(offsets, generation)
+        log.info("partitions taken over", partitions=sorted(numbers), kept=sorted(kept), generation=generation)
+
+    async def _open(self, offsets: Mapping[TopicPartition, int], generation: int) -> None:
+        async with self.fetching:  # nobody takes records between the seek and the new generation
+            self.buffers.clear()
+            assert self.consumer is not None
+            for tp, offset in offsets.items():
+                self.consumer.seek(tp, offset)
+                ground = self._holdings[tp.partition].grounds[self.buffers.stage_of(tp.topic).name]
+                ground.committed[tp.topic] = offset
+            for holding in self._holdings.values():
+                holding.works = {
+                    stage.name: Work(stage, holding.number, holding.grounds[stage.name], self.alive, self.share, self._done, self._given_up)
+                    for stage in self.stages
+                }
+            self.generation = generation
+            self.opened.set()
+        if self._stopped_at is not None:
+            REBALANCE_SECONDS.observe(time.monotonic() - self._stopped_at)
+        await self.resume()
+        self.ready.set()
+
+    def _new_holding(self, number: int) -> Holding:
+        stores = {table: TableStore(self._backend(table, number)) for table in self.tables}
+        name = self.settings.installation
+        grounds = {
+            stage.name: Ground(
+                TransactionalPublisher(self.settings, f"{name}.{stage.name}.{number}"),
+                {table: stores[table] for table in stage.tables},
+                self.changelogs,
+                name,
+            )
+            for stage in self.stages
+        }
+        return Holding(number, stores, grounds, {})
+
+    async def _fence(self, publishers: Sequence[TransactionalPublisher]) -> None:
+        gate = asyncio.Semaphore(STARTS_AT_ONCE)
+
+        async def start(publisher: TransactionalPublisher) -> None:
+            async with gate:
+                await publisher.start()
+
+        async with asyncio.TaskGroup() as group:
+            for publisher in publishers:
+                group.create_task(start(publisher))
+
+    async def _offsets(self, assigned: set[TopicPartition]) -> dict[TopicPartition, int]:
+        """Next offset to read of each partition. Raises FatalError where the log no longer holds what was not read."""
+        assert self.consumer is not None
+        parts = [TopicPartition(tp.topic, tp.partition) for tp in assigned]
+        found = await self.consumer._coordinator.fetch_committed_offsets(parts)
+        begins, ends = await self.consumer.beginning_offsets(parts), await self.consumer.end_offsets(parts)
+        offsets = {}
+        for tp in parts:
+            committed = found[tp].offset if tp in found else -1
+            if committed < 0:
+                offsets[tp] = begins[tp]
+            elif begins[tp] <= committed <= ends[tp]:
+                offsets[tp] = committed
+            else:
+                raise FatalError(
+                    f"{tp.topic} partition {tp.partition}: committed offset {committed} is outside the log ({begins[tp]} to {ends[tp]}). "
+                    "What lies between was lost to retention, or the topic was made anew. `headrace status` shows what is behind; "
+                    "run a snapshot of its source, then set the group's offset to the log's start"
+                )
+        return offsets
+
+    async def _release(self, number: int) -> None:
+        holding = self._holdings.pop(number)
+        await asyncio.gather(*(ground.publisher.stop() for ground in holding.grounds.values()))
+        for store in holding.stores.values():
+            store.touch()
+            store.close()
+
+    async def close(self) -> None:
+        """After the group was left: give everything up."""
+        await asyncio.gather(*(self._release(number) for number in list(self._holdings)))
+
+
+async def _nothing() -> None: ...

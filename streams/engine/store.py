@@ -1,0 +1,185 @@
+"""State of one partition of one table, on disk or in memory, always equal to its changelog up to a persisted offset.
+
+Invariants: the disk holds committed values only. What a chunk changed is kept in memory (`stage`) and read from there until its transaction is
+through; then it is written together with the persisted offset in one batch (`apply`). The persisted offset never passes the changelog record
+of a transaction that is still open: several stages may write one table, each in its own transactions.
+"""
+
+import shutil
+import struct
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import rocksdict
+
+from streams.engine.stage import Changes
+
+META = b"\x00\x00headrace"  # no table key begins with two zero bytes
+CACHE_BYTES = 64 << 20  # shared by all partitions of the process
+BUFFER_BYTES = 8 << 20
+
+
+class Backend(Protocol):
+    """Where the bytes are. `offset` is the changelog offset to read on from, `at` the epoch second at which that was its end."""
+
+    def get_many(self, keys: list[bytes]) -> list[bytes | None]: ...
+    def write(self, changes: Iterable[tuple[bytes, bytes | None]], offset: int, at: float) -> None: ...
+    def position(self) -> tuple[int, float] | None: ...
+    def items(self) -> Iterator[tuple[bytes, bytes]]: ...
+    def wipe(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Memory:
+    """A dict, for tests."""
+
+    def __init__(self) -> None:
+        self._data: dict[bytes, bytes] = {}
+        self._position: tuple[int, float] | None = None
+
+    def get_many(self, keys: list[bytes]) -> list[bytes | None]:
+        return [self._data.get(key) for key in keys]
+
+    def write(self, changes: Iterable[tuple[bytes, bytes | None]], offset: int, at: float) -> None:
+        for key, value in changes:
+            if value is None:
+                self._data.pop(key, None)
+            else:
+                self._data[key] = value
+        self._position = (offset, at)
+
+    def position(self) -> tuple[int, float] | None:
+        return self._position
+
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        return iter(sorted(self._data.items()))
+
+    def wipe(self) -> None:
+        self._data, self._position = {}, None
+
+    def close(self) -> None:
+        pass
+
+
+class Disk:
+    """RocksDB in a folder of its own; a write survives the death of the process."""
+
+    _cache: rocksdict.Cache | None = None
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open()
+
+    def _open(self) -> None:
+        if Disk._cache is None:
+            Disk._cache = rocksdict.Cache(CACHE_BYTES)
+        blocks = rocksdict.BlockBasedOptions()
+        blocks.set_block_cache(Disk._cache)
+        blocks.set_bloom_filter(10, False)
+        options = rocksdict.Options(raw_mode=True)
+        options.create_if_missing(True)
+        options.set_block_based_table_factory(blocks)
+        options.set_write_buffer_size(BUFFER_BYTES)
+        options.set_max_open_files(64)
+        options.set_keep_log_file_num(2)
+        self._folder.parent.mkdir(parents=True, exist_ok=True)
+        self._db = rocksdict.Rdict(str(self._folder), options)
+
+    def get_many(self, keys: list[bytes]) -> list[bytes | None]:
+        found: list[bytes | None] = self._db.get(keys) if keys else []
+        return found
+
+    def write(self, changes: Iterable[tuple[bytes, bytes | None]], offset: int, at: float) -> None:
+        batch = rocksdict.WriteBatch(raw_mode=True)
+        for key, value in changes:
+            if value is None:
+                batch.delete(key)
+            else:
+                batch.put(key, value)
+        batch.put(META, struct.pack(">qd", offset, at))
+        self._db.write(batch)
+
+    def position(self) -> tuple[int, float] | None:
+        raw = self._db.get(META)
+        return None if raw is None else struct.unpack(">qd", raw)
+
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        return ((key, value) for key, value in self._db.items() if key != META)
+
+    def wipe(self) -> None:
+        self._db.close()
+        shutil.rmtree(self._folder)
+        self._open()
+
+    def close(self) -> None:
+        self._db.close()
+
+
+class TableStore:
+    """One partition of one table, shared by the stages that declare it (stage.py: Store)."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._pending: dict[bytes, tuple[int, bytes | None]] = {}
+        self._floors: dict[int, int] = {}
+        self._tokens = 0
+        self._end = 0
+        self._loaded = False
+
+    @property
+    def position(self) -> tuple[int, float] | None:
+        """Persisted offset and the time at which it was the changelog's end; None when empty."""
+        return self._backend.position()
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Values in the order of the keys, uncommitted ones included."""
+        values = self._backend.get_many(list(keys))
+        if self._pending:
+            pending = self._pending
+            return [pending[key][1] if key in pending else value for key, value in zip(keys, values, strict=True)]
+        return values
+
+    def stage(self, changes: Changes) -> int:
+        """Make a chunk's changes readable before its transaction begins; the token goes to `apply`."""
+        self._tokens = token = self._tokens + 1
+        self._floors[token] = self._end  # whatever the transaction writes stands at or above what is known by now
+        for key, value in changes:
+            self._pending[key] = (token, value)
+        return token
+
+    def apply(self, token: int, changes: Changes, end: int | None) -> None:
+        """The transaction is through and its changelog records end at `end`: write to the backend."""
+        self._end = max(self._end, end or 0)
+        del self._floors[token]
+        for key, _ in changes:
+            if (pending := self._pending.get(key)) is not None and pending[0] == token:
+                del self._pending[key]
+        self._backend.write(dict(changes).items(), min(self._floors.values(), default=self._end), time.time())
+
+    def load(self, changes: Iterable[tuple[bytes, bytes | None]], position: int, at: float) -> None:
+        """Recovery: changelog records and the position after them. `at` as in Backend: not now before the end is reached."""
+        self._backend.write(changes, position, at)
+
+    def loaded(self, end: int) -> None:
+        """Recovery reached the changelog's end."""
+        self._backend.write((), end, time.time())
+        self._end, self._loaded = end, True
+
+    def touch(self) -> None:
+        """Say that the store is at its changelog's end now; only while it is ours."""
+        if self._loaded and not self._floors:
+            self._backend.write((), self._end, time.time())
+
+    def wipe(self) -> None:
+        """Forget everything; the changelog has it."""
+        self._backend.wipe()
+
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        """Committed keys and values."""
+        return self._backend.items()
+
+    def close(self) -> None:
+        """Release the folder."""
+        self._backend.close()
