@@ -38,12 +38,16 @@ _TICK = 0.05
 
 @dataclass(slots=True)
 class Changes:
-    """One run. `done` counts transactions by what they did; `wanted` is how many there will be."""
+    """One run. `done` counts transactions by what they did; `wanted` is how many there will be.
+
+    `rename_parents` False leaves the names of Accounts alone: such a change makes no event of the records that refer to it.
+    """
 
     org: Org
     rate: float
     wanted: int
     seed: int
+    rename_parents: bool = True
     done: Counter[str] = field(default_factory=Counter)
     first: int = 0  # replay id before the first
     finished: bool = False
@@ -51,7 +55,7 @@ class Changes:
     async def run(self) -> None:
         """As many transactions as wanted, at the rate; late ones are caught up with."""
         self.first = self.org.bus.last_replay_id
-        maker = _Maker(self.org, self.seed)
+        maker = _Maker(self.org, self.seed, self.rename_parents)
         loop = asyncio.get_running_loop()
         began, made = loop.time(), 0
         while made < self.wanted:
@@ -68,7 +72,8 @@ class Changes:
 
 
 class _Maker:
-    def __init__(self, org: Org, seed: int) -> None:
+    def __init__(self, org: Org, seed: int, rename_parents: bool) -> None:
+        self.rename_parents = rename_parents
         self.org, self.people = org, People(random.Random(seed))
         self.people.rng.seed(seed)
         self.people._number = 10**6 + seed * 1000
@@ -114,7 +119,8 @@ class _Maker:
     def _update(self, transaction: Transaction, kind: str) -> bool:
         if not (record := self._any(kind)):
             return False
-        fresh = {k: v for k, v in self._fresh(kind).items() if k != "Email"}
+        kept = {"Email"} if self.rename_parents or kind != "Account" else {"Email", "Name"}
+        fresh = {k: v for k, v in self._fresh(kind).items() if k not in kept}
         names = self.rng.sample(sorted(fresh), min(len(fresh), self.rng.randrange(1, 4)))
         transaction.update(self.org.schema.objects[kind], record, {n: fresh[n] for n in names})
         return True

@@ -263,14 +263,14 @@ class Control:
         return serve.json({"name": name})
 
     async def _change(self, request: web.Request) -> web.Response:
-        """`{"rate": transactions a second, "seconds", "seed"?}`; runs in the background."""
+        """`{"rate": transactions a second, "seconds", "seed"?, "rename_parents"?}`; runs in the background."""
         given = await serve.body(request)
         rate, seconds, seed = given.get("rate", 50), given.get("seconds", 60), given.get("seed", 1)
         if any(isinstance(n, bool) or not isinstance(n, int | float) or n <= 0 for n in (rate, seconds)) or not isinstance(seed, int):
             raise ValueError("rate and seconds are numbers above 0, seed a whole number")
         if rate * seconds > _MAX_CHANGES:
             raise ValueError(f"that would be {rate * seconds:.0f} transactions; at most {_MAX_CHANGES} a run")
-        run = changes.Changes(self.org, rate, max(1, round(rate * seconds)), seed)
+        run = changes.Changes(self.org, rate, max(1, round(rate * seconds)), seed, given.get("rename_parents", True) is not False)
         self._runs.append((run, asyncio.get_running_loop().create_task(run.run())))
         return serve.json({"run": len(self._runs) - 1} | run.as_dict())
 
