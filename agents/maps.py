@@ -1,0 +1,285 @@
+"""Maps of a flow: built-in ones and map files are read, compiled and checked once, before anything runs.
+
+A map file is YAML or JSON in the plain form {"Owner.Email": "dataFields.Owner.Email"}: source path to target path. A value may also be
+{to: path, transform: name}. Reads files, asks nobody.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from agents.rules.compound import parts
+from agents.rules.filters import Filter, FilterError, compile_filter
+from agents.rules.mapping import BUILT_IN, ColumnType, Leaf, Map, compile_map, identifier, lacks
+from agents.rules.plan import Plan, make_plan
+from agents.rules.transforms import TRANSFORMS
+from agents.rules.ways import Way, key_fields
+from models.errors import SettingsError
+from models.flow import Flow, Route
+from streams.yaml_lines import Document, did_you_mean, read_yaml
+
+Place = tuple[str, ...]
+
+
+class TargetFacts(Protocol):
+    """What maps must know of a target; every target has it."""
+
+    renames: bool
+    key_field: str | None
+    default_object: str | None
+
+    def same_key(self, object: str, key: str) -> str: ...
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Problem:
+    """A mistake. `place` is in the flow file ("routes", name, "where"); `file` and `line` are those of a map file, if it is there."""
+
+    place: Place
+    message: str
+    remedy: str
+    file: str | None = None
+    line: int = 0
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}" if self.file else ".".join(self.place)
+        return f"{where}: {self.message}; {self.remedy}"
+
+
+class MapsError(SettingsError):
+    """Maps, filters or keys cannot be used; `problems` holds all that were found."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = sorted(set(problems), key=lambda p: (p.place, p.file or "", p.line, p.message))
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledRoute:
+    """A route with its way for each source."""
+
+    name: str
+    target: str
+    object: str
+    ways: Mapping[str, Way]
+
+
+class Maps:
+    """What a flow does to records, ready to be used."""
+
+    def __init__(self, routes: Mapping[str, CompiledRoute], columns: Mapping[str, Mapping[str, Mapping[str, ColumnType]]]) -> None:
+        self._routes, self._columns = routes, columns
+        self._ways: dict[str, tuple[Way, ...]] = {}
+        for route in routes.values():
+            for source, way in route.ways.items():
+                self._ways[source] = (*self._ways.get(source, ()), way)
+        self._plans = {
+            source: make_plan(source.partition("/")[2], (path for way in ways for path in sorted(way.fields)), hook="/" not in source)
+            for source, ways in self._ways.items()
+        }
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Every source a route reads."""
+        return tuple(self._ways)
+
+    def fields(self, source: str) -> tuple[str, ...]:
+        """SOQL paths that rows of this source must hold; always Id, IsDeleted, SystemModstamp."""
+        return self._plans[source].select
+
+    def plan(self, source: str) -> Plan | None:
+        """What is merged of this source; None when no route reads it."""
+        return self._plans.get(source)
+
+    def ways(self, source: str) -> tuple[Way, ...]:
+        """This source's ways, in the order of the routes."""
+        return self._ways.get(source, ())
+
+    def columns(self, target: str) -> dict[str, Mapping[str, ColumnType]]:
+        """By object of this target the top-level fields of its bodies and their types."""
+        return dict(self._columns.get(target, {}))
+
+    def route(self, name: str) -> CompiledRoute:
+        """A route by name. Raises KeyError."""
+        return self._routes[name]
+
+
+def load_maps(flow: Flow, targets: Mapping[str, TargetFacts]) -> Maps:
+    """Read and compile every map, filter and key of the flow. Raises MapsError (a SettingsError) with all problems."""
+    problems: list[Problem] = []
+    routes: dict[str, CompiledRoute] = {}
+    columns: dict[str, dict[str, dict[str, ColumnType]]] = {}
+    for name, route in flow.routes.items():
+        facts = targets.get(route.to)
+        if facts is None:
+            problems.append(Problem(("routes", name, "to"), f"unknown target {route.to}", did_you_mean(route.to, targets)))
+            continue
+        found = _find_map(flow, name, route, problems)
+        filter = _filter(name, route, problems)
+        if found is None or (route.where is not None and filter is None):
+            continue
+        sobjects = tuple(source.partition("/")[2] for source in route.sources)
+        _check(name, route, found, facts, filter, sobjects, problems)
+        object_name = route.object or facts.default_object or found.entity or Path(found.name).stem
+        ways = {
+            source: _way(name, route, order, source, object_name, found, facts, filter, sobjects)
+            for order, source in enumerate(route.sources)
+        }
+        routes[name] = CompiledRoute(name, route.to, object_name, ways)
+        into = columns.setdefault(route.to, {}).setdefault(object_name, {})
+        for column, kind in found.columns(sobjects).items():
+            if into.setdefault(column, kind) != kind:
+                message = f"field {column} of {route.to} is {kind} here and {into[column]} in another route to the same object"
+                problems.append(Problem(("routes", name, "map"), message, "give one of the routes another `object:`"))
+    if problems:
+        raise MapsError(problems)
+    return Maps(routes, columns)
+
+
+def read_map(path: Path, place: Place = ()) -> tuple[Map | None, list[Problem]]:
+    """Read a map file: the map as far as it is right, and its mistakes."""
+    document = read_yaml(path, None)
+    leaves: list[Leaf] = []
+    value = document.value
+    if not document.mistakes and not (isinstance(value, dict) and value):
+        document.wrong((), "a map must hold at least one line `source path: target path`", "write for example  Email: email")
+    elif isinstance(value, dict):
+        for source, target in value.items():
+            if (leaf := _leaf(document, source, target)) is not None:
+                leaves.append(leaf)
+        _overlaps(document, leaves)
+    problems = [Problem(place, mistake.message, mistake.remedy, mistake.file, mistake.line) for mistake in document.mistakes]
+    return (Map(str(path), tuple(leaves)) if leaves else None), problems
+
+
+def _leaf(document: Document, source: Any, target: Any) -> Leaf | None:
+    transform = None
+    options = target if isinstance(target, dict) else {"to": target}
+    to = options.get("to")
+    for option in options.keys() - {"to", "transform"}:
+        document.wrong((source, option), f"unknown option {option}", did_you_mean(option, ("to", "transform")))
+    if not isinstance(to, str) or not all(map(_is_step, to.split("."))):
+        document.wrong((source,), f"the target of {source} must be a path such as dataFields.Owner.Email", "write names joined by dots")
+        return None
+    if not isinstance(source, str) or not all(map(_is_step, source.split("."))):
+        document.wrong((source,), f"the source {source} must be a path such as Owner.Email", "write names joined by dots")
+        return None
+    path = tuple(to.split("."))
+    if "transform" in options:
+        if (named := options["transform"]) not in TRANSFORMS:
+            document.wrong((source, "transform"), f"unknown transform {named}", did_you_mean(named, tuple(TRANSFORMS)))
+            return None
+        transform = TRANSFORMS[named]
+    return Leaf(source, path, transform or identifier(path))
+
+
+def _is_step(step: str) -> bool:
+    return step.isidentifier() and step.isascii()
+
+
+def _overlaps(document: Document, leaves: list[Leaf]) -> None:
+    """Two ways to one target path, or one through another: the result would depend on the order of lines."""
+    taken: dict[tuple[str, ...], str] = {}
+    for leaf in leaves:
+        if leaf.target in taken:
+            document.wrong((leaf.source,), f"{'.'.join(leaf.target)} is written by {taken[leaf.target]} too", "remove one of the two lines")
+        taken[leaf.target] = leaf.source
+    for leaf in leaves:
+        for end in range(1, len(leaf.target)):
+            if leaf.target[:end] in taken:
+                above = ".".join(leaf.target[:end])
+                document.wrong((leaf.source,), f"{above} is a value (of {taken[leaf.target[:end]]}) and cannot hold fields", "rename one")
+
+
+def _find_map(flow: Flow, name: str, route: Route, problems: list[Problem]) -> Map | None:
+    place = ("routes", name, "map")
+    if (found := BUILT_IN.get(route.map)) is not None:
+        wrong = [source for source in route.sources if source.partition("/")[2] not in found.sobjects]
+        for source in wrong:
+            message = f"the built-in map {route.map} is for {' and '.join(found.sobjects)}, not for {source}"
+            problems.append(Problem(place, message, "write a map file, or use another built-in map"))
+        return None if wrong else found
+    if not route.map.lower().endswith((".yaml", ".yml", ".json")):
+        near = did_you_mean(route.map, BUILT_IN)
+        problems.append(Problem(place, f"there is no built-in map {route.map}", f"{near}, or name a map file (.yaml, .json)"))
+        return None
+    try:
+        loaded, wrongs = read_map(Path(flow.folder) / route.map, place)
+    except ValueError:
+        problems.append(Problem(place, "the name of the map file cannot be used", "write a path relative to the flow file"))
+        return None
+    problems += wrongs
+    return loaded
+
+
+def _filter(name: str, route: Route, problems: list[Problem]) -> Filter | None:
+    if route.where is None:
+        return None
+    try:
+        return compile_filter(route.where)
+    except FilterError as error:
+        message = f"line {error.line}, column {error.column} of the filter: {error.message}"
+        problems.append(Problem(("routes", name, "where"), message, "write it as in SOQL: Email != null AND Amount > 10"))
+        return None
+
+
+def _check(
+    name: str, route: Route, found: Map, facts: TargetFacts, filter: Filter | None, sobjects: tuple[str, ...], problems: list[Problem]
+) -> None:
+    written = {".".join(leaf.target[:end]) for leaf in found.leaves for end in range(1, len(leaf.target) + 1)}
+    if facts.key_field is not None:
+        if route.key is not None and route.key != facts.key_field:
+            message = f"the target {route.to} names its records by {facts.key_field}"
+            problems.append(Problem(("routes", name, "key"), message, "remove `key:`"))
+        if facts.key_field not in written:
+            message = f"the map {route.map} never writes {facts.key_field}, by which the target {route.to} names its records"
+            problems.append(Problem(("routes", name, "map"), message, f"add a line such as  Email: {facts.key_field}"))
+    elif route.key is not None:
+        try:
+            missing = [path for path in key_fields(route.key) if path not in written]
+        except ValueError as error:
+            problems.append(Problem(("routes", name, "key"), f"the template cannot be read ({error})", "write {field} or {a}-{b}"))
+        else:
+            for path in missing:
+                message = f"`key: {path}` is no field of the mapped body"
+                problems.append(Problem(("routes", name, "key"), message, did_you_mean(path, sorted(written))))
+    for path in dict.fromkeys((*(leaf.source for leaf in found.leaves), *(filter.fields if filter else ()))):
+        for sobject in sobjects:
+            if path not in ("Name",) and not path.endswith("__c") and sobject and (compound := parts(sobject, path)):
+                message = f"{path} of {sobject} is a compound field"
+                remedy = f"use its parts: {', '.join(flat for _, flat in compound[:5])}"
+                problems.append(Problem(("routes", name, "map"), message, remedy))
+
+
+def _way(
+    name: str,
+    route: Route,
+    order: int,
+    source: str,
+    object_name: str,
+    found: Map,
+    facts: TargetFacts,
+    filter: Filter | None,
+    sobjects: tuple[str, ...],
+) -> Way:
+    sobject = source.partition("/")[2]
+    compiled = compile_map(found, sobject, sobjects)
+    asked = [path for path in (filter.fields if filter else ()) if not lacks(sobject, path, sobjects)]
+    same_key: Callable[[str, str], str] = facts.same_key
+    return Way(
+        route=name,
+        source=source,
+        target=route.to,
+        object=object_name,
+        order=order,
+        query=route.fetch == "query" and bool(sobject),
+        on_delete=route.on_delete,
+        renames=facts.renames,
+        fields=frozenset((*compiled.fields, *asked)),
+        map=compiled,
+        where=filter.matches if filter else None,
+        key=facts.key_field or route.key,
+        same_key=same_key,
+        required="required" in route.quality,
+    )

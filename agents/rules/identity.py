@@ -1,0 +1,52 @@
+"""Under which key a source record stands in a target, and the releases of keys it left. Pure.
+
+A key is left when the record's key changes, when the record is deleted, or when it leaves the route's filter. Its release is sent again
+with everything the record emits until the chunk in which it was left is committed: then it is surely through.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from models.write import Op, Write
+
+Lane = Literal["live", "bulk"]
+
+
+@dataclass(slots=True)
+class Keys:
+    """Of one record and one route: the key last emitted, and those left since: lane and offset at which each was left, oldest first."""
+
+    last: str | None = None
+    left: dict[str, tuple[Lane, int]] = field(default_factory=dict)
+
+
+def move(keys: Keys, key: str | None, lane: Lane, offset: int, committed: Mapping[Lane, int]) -> list[str]:
+    """The record is emitted under `key` (None: nowhere): keep `keys` in place, and say which keys to release, the last left at the end.
+
+    committed   by lane the offset below which everything is committed
+    """
+    keys.left = {old: at for old, at in keys.left.items() if at[1] >= committed[at[0]]}
+    if keys.last is not None and keys.last != key:
+        keys.left.pop(keys.last, None)
+        keys.left[keys.last] = (lane, offset)
+    keys.last = key
+    if key is not None:
+        keys.left.pop(key, None)
+    return list(keys.left)
+
+
+def writes(write: Write | None, released: list[str], blank: Write, *, renames: bool) -> list[Write]:
+    """The records to emit: `write` under the record's key (None: it has none), and a release of each key in `released`.
+
+    In a target that renames, the write travels with the release of the key left last: the writer that owns that key renames first and
+    sends it on. `blank` is a release to copy: everything of it stands but the keys.
+    """
+    successor = write.key if write else None
+    out = [replace(blank, op=Op.RELEASE, key=key, body=None, successor=successor) for key in released]
+    if write is None:
+        return out
+    if renames and out:
+        out[-1] = replace(out[-1], then=replace(write, renamed_from=released[-1]))
+        return out
+    return [*out, write]

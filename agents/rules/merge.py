@@ -1,0 +1,271 @@
+"""The merge: what is known of a source record, value by value, whatever order its events and rows arrive in. Pure, idempotent.
+
+Versions are kept as a base and exceptions to it: most values of a record come from one row or CREATE. A path may have a version and no
+value: it changed to something we were not told, so nothing older may fill it, and the record is read again.
+"""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import orjson
+
+from agents.rules.compound import FULL_NAME, apply_diff, full_name
+from agents.rules.identity import Keys
+from agents.rules.message import Message
+from agents.rules.plan import Plan
+from agents.rules.versions import EVENT, Version, wins
+from models.errors import FatalError
+
+FORMAT = 1
+FIXED = frozenset({"Id", "IsDeleted"})
+"""Always known, never merged: what is emitted is not deleted."""
+Lane = Literal["live", "bulk"]
+
+
+@dataclass(slots=True)
+class RecordState:
+    """Value of the table `records`.
+
+    values      what is known, by SOQL path; "Id" is always there
+    base        version of every value that has no exception
+    exceptions  versions of the others, and of paths whose value is not known
+    live, bulk  last offset seen of each in-topic, -1 before the first
+    high        (epoch, position) of the last event seen
+    keys        by route the target key last emitted and those left since
+    position, committed, received   of the last message that told something new; for people
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    base: Version | None = None
+    exceptions: dict[str, Version] = field(default_factory=dict)
+    deleted: bool = False
+    deleted_version: Version | None = None
+    live: int = -1
+    bulk: int = -1
+    high: tuple[int, int] = (0, -1)
+    keys: dict[str, Keys] = field(default_factory=dict)
+    position: int | None = None
+    committed: int | None = None
+    received: int | None = None
+
+    @property
+    def revision(self) -> int:
+        """Only grows: both lanes' offsets, counted from 1."""
+        return self.live + self.bulk + 2
+
+    def version(self, path: str) -> Version | None:
+        """Version of a value, or of its absence; None when nothing was ever said of it."""
+        return self.exceptions.get(path) or (self.base if path in self.values else None)
+
+    def knows(self, paths: Iterable[str]) -> bool:
+        """Whether all are known."""
+        values = self.values
+        return all(path in values for path in paths)
+
+    def fork(self) -> "RecordState":
+        """A copy to merge into: what fails half-way leaves nothing behind. (Values themselves are never changed in place.)"""
+        twin = replace(self)
+        twin.values, twin.exceptions = self.values.copy(), self.exceptions.copy()
+        return twin
+
+    def encode(self) -> bytes:
+        """As JSON."""
+        return orjson.dumps(
+            {
+                "f": FORMAT,
+                "v": self.values,
+                "b": self.base,
+                "x": self.exceptions,
+                "d": self.deleted,
+                "D": self.deleted_version,
+                "o": (self.live, self.bulk),
+                "h": self.high,
+                "k": {route: (keys.last, keys.left) for route, keys in self.keys.items()},
+                "m": (self.position, self.committed, self.received),
+            }
+        )
+
+    @classmethod
+    def decode(cls, raw: bytes | None, record_id: str) -> "RecordState":
+        """Read back; None is a record never seen. Raises FatalError: a state that cannot be read must not be guessed."""
+        if raw is None:
+            return cls({"Id": record_id, "IsDeleted": False})
+        try:
+            found: dict[str, Any] = orjson.loads(raw)
+            if found["f"] != FORMAT:
+                raise FatalError(f"table records holds format {found['f']}, this version reads {FORMAT}: start the version that wrote it")
+            (live, bulk), (position, committed, received), base, gone = found["o"], found["m"], found["b"], found["D"]
+            return cls(
+                found["v"],
+                None if base is None else tuple(base),
+                {path: tuple(version) for path, version in found["x"].items()},
+                found["d"],
+                None if gone is None else tuple(gone),
+                live,
+                bulk,
+                tuple(found["h"]),
+                {route: Keys(last, {key: (lane, at) for key, (lane, at) in left.items()}) for route, (last, left) in found["k"].items()},
+                position,
+                committed,
+                received,
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise FatalError(f"a value of table records cannot be read ({type(error).__name__}): rebuild it from its changelog") from None
+
+
+@dataclass(slots=True)
+class Merged:
+    """What a message did to a record.
+
+    changed    paths whose value is another one now, or became known or unknown; "" stands for `deleted`
+    moved      something has a newer version now, though perhaps the same value
+    advanced   an event at a higher position than any before
+    redelivery seen before: at or below the last offset of its in-topic
+    late       an UPDATE newer than the standing DELETE: the record must be read again
+    """
+
+    changed: set[str]
+    moved: bool = False
+    advanced: bool = False
+    redelivery: bool = False
+    late: bool = False
+
+
+def merge(state: RecordState, message: Message, plan: Plan, lane: Lane, offset: int) -> Merged:
+    """Merge one message, read at `offset` of `lane`, into `state` (in place)."""
+    done = Merged(set())
+    if lane == "live":
+        done.redelivery, state.live = offset <= state.live, max(offset, state.live)
+    else:
+        done.redelivery, state.bulk = offset <= state.bulk, max(offset, state.bulk)
+    if (version := message.version) is None:
+        return done
+    if plan.hook:
+        _replace(state, message, version, done)
+    else:
+        if version[0] == EVENT and version[1:3] > state.high:
+            state.high, done.advanced = (version[1], version[2]), True
+        _merge_deleted(state, message, version, done)
+        _merge_values(state, message, version, plan, done)
+    if done.moved or done.advanced or state.received is None:
+        state.committed = message.committed
+        if message.position is not None:
+            state.position = message.position
+    return done
+
+
+def _replace(state: RecordState, message: Message, version: Version, done: Merged) -> None:
+    if state.base is not None and not wins(version, state.base):
+        return
+    before = state.values
+    values = {"Id": before["Id"], **message.values}
+    done.changed = {
+        path for path in before.keys() | values.keys() if path != "IsDeleted" and before.get(path, done) != values.get(path, done)
+    }
+    if state.base is None:
+        done.changed.add("")
+    done.moved = version != state.base
+    state.values, state.base = values, version
+
+
+def _merge_deleted(state: RecordState, message: Message, version: Version, done: Merged) -> None:
+    newer = state.deleted_version is None or wins(version, state.deleted_version)
+    if message.deleted is not None:
+        if newer:
+            if state.deleted != message.deleted:
+                done.changed.add("")
+            done.moved |= state.deleted_version != version
+            state.deleted, state.deleted_version = message.deleted, version
+    elif message.update and state.deleted and newer:
+        done.late = True
+
+
+def _merge_values(state: RecordState, message: Message, version: Version, plan: Plan, done: Merged) -> None:
+    values, exceptions, base = state.values, state.exceptions, state.base
+    spoken = message.values
+    if message.diffs:
+        spoken = dict(spoken)
+        for path, diff in message.diffs.items():
+            text = apply_diff(held, diff) if isinstance(held := values.get(path), str) else None
+            if text is not None:
+                spoken[path] = text
+            elif _newer(state, path, version) and state.version(path) != version:
+                _forget(state, path, version, done)
+    for path, value in spoken.items():
+        old = exceptions.get(path)
+        if old is None and path in values:
+            old = base
+        if old is None or version == old or wins(version, old):
+            if path not in values or values[path] != value:
+                done.changed.add(path)
+                if path in plan.through:
+                    _follow(state, plan.through[path], value, version, message, done)
+            done.moved |= version != old
+            values[path] = value
+            exceptions[path] = version
+    for path in message.unknown:
+        if _newer(state, path, version) and state.version(path) != version:
+            _forget(state, path, version, done)
+    for path, value in message.fills.items():
+        if path not in values and _newer(state, path, version):
+            values[path], exceptions[path] = value, version
+            done.changed.add(path)
+            done.moved = True
+    if plan.named and version[0] == EVENT and "Name" not in spoken and not done.changed.isdisjoint(FULL_NAME):
+        _derive_name(state, version, done)
+    if message.whole:
+        _rebase(state, version)
+
+
+def _newer(state: RecordState, path: str, version: Version) -> bool:
+    old = state.version(path)
+    return old is None or wins(version, old)
+
+
+def _forget(state: RecordState, path: str, version: Version, done: Merged) -> None:
+    """It changed, to what is not known: nothing older may speak for it."""
+    if state.values.pop(path, done) is not done:
+        done.changed.add(path)
+    state.exceptions[path] = version
+    done.moved = True
+
+
+def _follow(state: RecordState, paths: Collection[str], key: Any, version: Version, message: Message, done: Merged) -> None:
+    """The relationship leads to another record (or to none) now: what was read through it is not true any longer."""
+    for path in paths:
+        if path in message.values or not _newer(state, path, version):
+            continue
+        if key is None:
+            if state.values.get(path, done) is not None:
+                done.changed.add(path)
+            state.values[path], state.exceptions[path] = None, version
+        else:
+            _forget(state, path, version, done)
+
+
+def _derive_name(state: RecordState, version: Version, done: Merged) -> None:
+    """`Name` after a part of it changed, where the parts that only some orgs have are known or were seen to be empty."""
+    values = state.values
+    if not _newer(state, "Name", version):
+        return
+    if all(part in values for part in FULL_NAME):
+        name = full_name(values)
+        if values.get("Name", done) != name:
+            done.changed.add("Name")
+        values["Name"], state.exceptions["Name"] = name, version
+    else:
+        _forget(state, "Name", version, done)
+
+
+def _rebase(state: RecordState, version: Version) -> None:
+    """Most values have this version now: make it the base."""
+    if (old := state.base) == version:
+        return
+    values, exceptions = state.values, state.exceptions
+    if old is not None:
+        for path in values:
+            if path not in FIXED:
+                exceptions.setdefault(path, old)
+    state.base = version
+    state.exceptions = {path: held for path, held in exceptions.items() if held != version or path not in values}

@@ -1,0 +1,51 @@
+"""What must be known of a source's records: what maps and filters need, and what must be followed to keep that right. Pure."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from agents.rules.compound import FULL_NAME, PERSONS, relationship_key
+
+ALWAYS = ("Id", "IsDeleted", "SystemModstamp")
+"""In every row; what a row is read for."""
+ROW_ONLY = frozenset({"SystemModstamp"})
+"""Flat, yet never in an event: an event makes it unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Of one source.
+
+    needed     paths that maps and filters need: an incomplete record lacks one of them
+    select     SOQL paths a row is read with: needed, what follows from them, Id, IsDeleted, SystemModstamp
+    flat       flat fields that are merged from events and rows
+    dotted     relationship paths with their steps: known from rows only
+    through    by relationship key ("OwnerId") the paths that go through it
+    named      `Name` is derived from its parts in events
+    hook       records are bodies of webhooks: `dotted` are all paths, replaced whole
+    """
+
+    sobject: str
+    needed: frozenset[str]
+    select: tuple[str, ...]
+    flat: frozenset[str]
+    dotted: tuple[tuple[str, tuple[str, ...]], ...]
+    through: dict[str, tuple[str, ...]]
+    named: bool
+    hook: bool = False
+
+
+def make_plan(sobject: str, paths: Iterable[str], *, hook: bool = False) -> Plan:
+    """Plan for the paths that all routes of a source read. Id and IsDeleted are known without being merged."""
+    wanted = dict.fromkeys(paths)
+    if hook:
+        return Plan(sobject, frozenset(), (), frozenset(), tuple((path, tuple(path.split("."))) for path in wanted), {}, False, True)
+    through: dict[str, tuple[str, ...]] = {}
+    for path in wanted:
+        if key := relationship_key(path):
+            through[key] = (*through.get(key, ()), path)
+    named = sobject in PERSONS and "Name" in wanted
+    select = dict.fromkeys((*ALWAYS, *wanted, *through, *(("FirstName", "LastName") if named else ())))
+    needed = frozenset(select) - {"Id", "IsDeleted", *(ROW_ONLY - set(wanted))}
+    dotted = tuple((path, tuple(path.split("."))) for path in wanted if "." in path)
+    flat = frozenset(name for name in needed if "." not in name) | (frozenset(FULL_NAME) if named else frozenset())
+    return Plan(sobject, needed, tuple(select), flat, dotted, through, named)

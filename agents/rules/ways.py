@@ -1,0 +1,77 @@
+"""One source's way through one route: what it needs to know, whether it passes the filter, what it becomes, under which key. Pure."""
+
+import string
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from agents.rules.filters import Predicate
+from agents.rules.mapping import CompiledMap
+from agents.rules.quality import require
+from models.errors import PermanentError
+from models.write import Body, OnDelete
+
+SameKey = Callable[[str, str], str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """Compiled once from the flow.
+
+    order      place of the source in the route's `from:`
+    fields     paths that must be known before anything is emitted
+    key        what names the target record: a path in the body, a template "{a}-{b}", or None: connection and record id
+    """
+
+    route: str
+    source: str
+    target: str
+    object: str
+    order: int
+    query: bool
+    on_delete: OnDelete
+    renames: bool
+    fields: frozenset[str]
+    map: CompiledMap
+    where: Predicate | None
+    key: str | None
+    same_key: SameKey
+    required: bool
+
+    def shape(self, values: Mapping[str, Any], record_id: str) -> tuple[str, Body] | None:
+        """Target key and body of a record that is not deleted; None when the filter keeps it out. Raises PermanentError."""
+        if self.where is not None and not self.where(values):
+            return None
+        body = self.map.apply(values)
+        if self.required:
+            require(self.map.entity, body, record_id)
+        key = self.same_key(self.object, key_of(body, self.key)) if self.key is not None else None
+        if key == "":
+            raise PermanentError(f"the field {self.key} is blank: a record of {self.target} cannot be named by it", field=self.key)
+        return (key if key is not None else f"{self.source.partition('/')[0]}/{record_id}"), body
+
+
+def key_of(body: Body, key: str) -> str:
+    """The target key a body names. Raises PermanentError when it has none."""
+    if "{" not in key:
+        return _text(body, key)
+    return "".join(head + (_text(body, name) if name else "") for head, name, _, _ in string.Formatter().parse(key))
+
+
+def key_fields(key: str) -> tuple[str, ...]:
+    """Paths a `key:` reads. Raises ValueError when it is no template."""
+    if "{" not in key and "}" not in key:
+        return (key,)
+    return tuple(name for _, name, _, _ in string.Formatter().parse(key) if name)
+
+
+def _text(body: Body, path: str) -> str:
+    found: Any = body
+    for step in path.split("."):
+        found = found.get(step) if isinstance(found, dict) else None
+    if isinstance(found, str) and found.strip():
+        return found
+    if isinstance(found, int | float) and not isinstance(found, bool):
+        return str(found)
+    what = "empty" if found is None or found == "" or isinstance(found, str) else f"a {type(found).__name__}"
+    raise PermanentError(f"the field {path}, which names the record in the target, is {what}: fill it in the source", field=path)
