@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
@@ -18,11 +18,11 @@ from aiolimiter import AsyncLimiter
 from agents.guard import Guard, dead_letter_output, per_record, split
 from agents.rules.delivery import Decision, Delivered, apply
 from agents.rules.writes import decode_write, encode_write
-from agents.targets.base import Columns, Effect, TargetLike
+from agents.targets.base import Columns, Effect, TargetLike, cleared
 from models.errors import HeadraceError, PermanentError, TemporaryError
 from models.flow import Flow, Webhook
 from models.settings import Settings
-from models.write import Outcome, Write, WriteResult
+from models.write import Body, Outcome, Write, WriteResult
 from streams import metrics
 from streams.engine.stage import Changes, Chunk, Output, Partition, Record, Result, Stage
 from streams.topics import Topics
@@ -110,9 +110,12 @@ class Writer:
         lane = self._topics.lane(chunk.topic)
         for record, write in writes:
             key = work.keys[write.kafka_key]
+            image = key.state.image
             self._decide(work, key, record, write, apply(key.state, write, lane, record.offset, routes=self._routes))
+            if write.renamed_from is not None:
+                key.state.image = image  # where the key was taken already, what stood there still stands
             if write.then is not None:
-                then = write.then
+                then = _after_rename(write.then, image)
                 work.forwards.append(Output(self._topics.writes(self.name, bulk=lane == "bulk"), then.kafka_key, encode_write(then)))
         if items := list(self._items(work)):
             await self._start(partition)
@@ -317,6 +320,11 @@ def _read(record: Record) -> Write:
 def _ignores(write: Write) -> bool:
     """`ignore` keeps what the source deleted; a record that only has another key now is not deleted, its old row is."""
     return write.on_delete == "ignore" and write.successor is None
+
+
+def _after_rename(then: Write, image: Body | None) -> Write:
+    """The write under the new key, with null for what the renamed record holds and this write has not: over there its image is unknown."""
+    return replace(then, body=cleared(image, then.body)) if image and then.body is not None else then
 
 
 def _meta(write: Write, decision: Decision) -> dict[str, object]:

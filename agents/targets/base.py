@@ -46,6 +46,18 @@ class Effect:
     meta: Mapping[str, Any]
 
 
+def cleared(old: Body, new: Body) -> Body:
+    """`new`, with null for what only `old` has: in an object for each field of ours, so that what others keep there stays."""
+    result = dict(new)
+    for name, was in old.items():
+        now = new.get(name)
+        if isinstance(was, dict) and was and (isinstance(now, dict) or name not in new):
+            result[name] = cleared(was, now or {})
+        elif name not in new and was is not None:
+            result[name] = None
+    return result
+
+
 class TargetLike(Protocol):
     """The protocol. The constructor takes (name, options, installation) and does no I/O.
 

@@ -17,7 +17,7 @@ import structlog
 from pydantic import Field, SecretStr
 
 from agents.outbound import Answer, Outbound
-from agents.targets.base import Columns, Effect, Options
+from agents.targets.base import Columns, Effect, Options, cleared
 from models.errors import PausedError, PermanentError, TemporaryError
 from models.scrub import scrub
 from models.write import Body, Outcome, WriteResult
@@ -226,19 +226,6 @@ def user(effect: Effect) -> Body:
     if (user_id := effect.body.get("userId")) is not None:
         item["userId"] = user_id
     return {**item, "dataFields": fields}
-
-
-def cleared(old: Body, new: Body) -> Body:
-    """`new`, with null for what only `old` has; in objects for each field of theirs, so that what others keep there stays."""
-    result = dict(new)
-    for name, was in old.items():
-        now = new.get(name)
-        if isinstance(was, dict) and (name not in new or isinstance(now, dict)):
-            if missing := {**(now or {}), **{inner: None for inner in was if inner not in (now or {})}}:
-                result[name] = missing
-        elif name not in new and was is not None:
-            result[name] = None
-    return result
 
 
 def _buckets(told: Mapping[str, Any]) -> dict[str, set[str]]:

@@ -1,0 +1,220 @@
+"""PostgreSQL itself passes the suite, and holds what only a table can show."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from agents.targets import make_target
+from agents.targets.base import Columns, TargetLike
+from models.errors import PausedError
+from models.flow import Target as TargetOptions
+from models.write import Body
+from tests.conformance.suite import ANN, BOB, CAT, A, Bench, Conformance, Fields, always
+from tests.support.tcp_proxy import TcpProxy
+
+pytestmark = pytest.mark.postgres
+
+
+class PostgresRig:
+    """A schema and a role of its own, behind a proxy."""
+
+    object = "person"
+
+    def __init__(self, url: str) -> None:
+        self.columns: Columns = {"name": "text", "city": "text", "score": "number"}
+        self.url = url
+        self.name = f"t_{uuid4().hex[:8]}"
+        self.connection: psycopg.AsyncConnection
+        self.proxy: TcpProxy
+
+    async def start(self) -> None:
+        self.connection = await psycopg.AsyncConnection.connect(self.url, autocommit=True)
+        parts = urlsplit(self.url)
+        self.proxy = await TcpProxy(parts.hostname or "127.0.0.1", parts.port or 5432).__aenter__()
+        await self.run("CREATE ROLE {} LOGIN PASSWORD 'made-up'")
+        await self.run("CREATE SCHEMA {0} AUTHORIZATION {0}")
+        place = f"{self.name}:made-up@127.0.0.1:{self.proxy.port}"
+        self.dsn = urlunsplit(("postgresql", place, parts.path, "sslmode=disable", ""))
+
+    async def stop(self) -> None:
+        await self.proxy.__aexit__(None, None, None)
+        await self.run("DROP SCHEMA {} CASCADE")
+        await self.run("DROP OWNED BY {}")
+        await self.run("DROP ROLE {}")
+        await self.connection.close()
+
+    async def run(self, text: Any) -> None:
+        await self.connection.execute(sql.SQL(text).format(sql.Identifier(self.name)))
+
+    async def rows(self, text: Any) -> list[tuple[Any, ...]]:
+        return await (await self.connection.execute(sql.SQL(text).format(sql.Identifier(self.name)))).fetchall()
+
+    def target(self, name: str, installation: str) -> TargetLike:
+        return make_target(name, TargetOptions.model_validate({"type": "postgres", "dsn": self.dsn, "schema": self.name}), installation)
+
+    def body(self, key: str, fields: Fields) -> Body:
+        return dict(fields)
+
+    def bad(self, key: str) -> Body:
+        return {"name": "Bad", "score": "a lot"}
+
+    async def held(self) -> dict[str, Fields]:
+        made = await (await self.connection.execute("SELECT to_regclass(%s)", [f"{self.name}.person"])).fetchone()
+        if made == (None,):
+            return {}
+        found = await self.rows("SELECT _key, name, city, score::float8 FROM {}.person WHERE NOT _deleted")
+        return {key: {k: v for k, v in zip(self.columns, values, strict=True) if v is not None} for key, *values in found}
+
+    def throttled(self) -> AbstractAsyncContextManager[None]:
+        async def full() -> None:
+            await self.run("ALTER ROLE {} CONNECTION LIMIT 0")
+            await self._end_backends()
+
+        return always(full, lambda: self.run("ALTER ROLE {} CONNECTION LIMIT -1"))
+
+    def revoked(self) -> AbstractAsyncContextManager[None]:
+        async def revoke() -> None:
+            await self.run("ALTER ROLE {} PASSWORD 'another'")
+            await self._end_backends()
+
+        return always(revoke, lambda: self.run("ALTER ROLE {} PASSWORD 'made-up'"))
+
+    def down(self) -> AbstractAsyncContextManager[None]:
+        async def stop() -> None:
+            self.proxy.down()
+
+        async def go() -> None:
+            self.proxy.up()
+
+        return always(stop, go)
+
+    async def lose_next_answer(self) -> None:
+        self.proxy.lose_answer_to(b'"_turn":')
+
+    async def _end_backends(self) -> None:
+        await self.connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", [self.name])
+
+
+class TestPostgres(Conformance):
+    """The suite against PostgreSQL."""
+
+    @pytest.fixture
+    async def rig(self, database_url: str) -> AsyncIterator[PostgresRig]:
+        rig = PostgresRig(database_url)
+        await rig.start()
+        yield rig
+        await rig.stop()
+
+    async def test_the_row_says_where_it_comes_from_and_what_it_was(self, rig: PostgresRig, bench: Bench) -> None:
+        write = bench.write(
+            ANN, {"name": "Ann"}, on_delete="tombstone", position=2**62, committed=1_700_000_000_123, received=1_700_000_001_000
+        )
+        await bench.give(write)
+        await bench.give(bench.write(ANN, None, on_delete="tombstone", position=7))
+        [row] = await rig.rows(
+            "SELECT _key, _turn, _revision, _source, _route, _deleted, _position, _installation, name, _written_at <= now() FROM {}.person"
+        )
+        assert row == (ANN, 2, 2, A, "people", True, 7, bench.settings.installation, "Ann", True)
+
+    async def test_delete_empties_the_row_and_keeps_its_turn(self, rig: PostgresRig, bench: Bench) -> None:
+        await bench.give(bench.write(ANN, {"name": "Ann", "score": 1}))
+        await bench.give(bench.write(ANN, None, on_delete="delete"))
+        assert await rig.rows("SELECT _turn, _deleted, name, score FROM {}.person") == [(2, True, None, None)]
+
+    async def test_every_type_keeps_its_value_and_names_the_field_that_cannot(self, rig: PostgresRig) -> None:
+        columns: Columns = {"t": "text", "n": "number", "b": "boolean", "d": "date", "z": "datetime", "j": "json", 'ö"; DROP': "text"}
+        rig.columns = columns
+        bench = Bench(rig)
+        good = {
+            "t": "\U0001f600 ' \" \\",
+            "n": 2**63 - 1,
+            "b": False,
+            "d": "2024-02-29",
+            "z": "2024-02-29T12:00:00.000+0000",
+            "j": [1, {"a": None}],
+        }
+        plain = bench.write(ANN, {})
+        bad: dict[str, Any] = {"t": "nul \0", "n": "1,000", "b": "maybe", "d": "2023-02-29", "z": "noon", "j": {"a": "\0"}}
+        writes = [replace(plain, body={**good, 'ö"; DROP': "x"})]
+        writes += [
+            replace(plain, key=f"{name}@x.y", source=f"acme/Contact/{name}", body={**good, name: value}) for name, value in bad.items()
+        ]
+        await bench.give(*writes)
+        [row] = await rig.rows("SELECT t, n::text, b, d::text, extract(epoch FROM z)::int, j::text FROM {}.person")
+        assert row == ("\U0001f600 ' \" \\", str(2**63 - 1), False, "2024-02-29", 1709208000, '[1, {"a": null}]')
+        assert [letter.field for letter in bench.dead] == list(bad)
+        await bench.target.close()
+
+    async def test_a_huge_value_is_kept(self, rig: PostgresRig, bench: Bench) -> None:
+        await bench.give(bench.write(ANN, {"name": "x" * 3_000_000}))
+        assert await rig.rows("SELECT length(name) FROM {}.person") == [(3_000_000,)]
+
+    async def test_a_new_field_of_the_map_becomes_a_column(self, rig: PostgresRig, bench: Bench) -> None:
+        await bench.give(bench.write(ANN, {"name": "Ann"}))
+        target = rig.target("again", bench.settings.installation)
+        await target.start({"person": {**rig.columns, "phone": "text"}})
+        assert await rig.rows("SELECT name, phone FROM {}.person") == [("Ann", None)]
+        await target.close()
+
+    async def test_a_dropped_table_is_made_again(self, rig: PostgresRig, bench: Bench) -> None:
+        await bench.give(bench.write(ANN, {"name": "Ann"}))
+        await rig.run("DROP TABLE {}.person")
+        await bench.give(bench.write(BOB, {"name": "Bob"}))
+        assert await rig.held() == {BOB: {"name": "Bob"}}
+
+    async def test_lost_rights_pause_until_they_are_back(self, rig: PostgresRig, bench: Bench) -> None:
+        await bench.give(bench.write(CAT, {"name": "Cat"}))
+
+        async def take() -> None:
+            await rig.run("ALTER TABLE {0}.person OWNER TO CURRENT_USER")
+
+        async def give() -> None:
+            await rig.run("ALTER TABLE {0}.person OWNER TO {0}")
+
+        await self._interrupted(bench, lambda: always(take, give), "paused")
+
+    async def test_rows_of_another_installation_are_refused_until_adopted(self, rig: PostgresRig, bench: Bench) -> None:
+        await bench.give(bench.write(BOB, {"name": "Old Bob"}), bench.write(BOB, {"name": "Bob"}), bench.write(ANN, {"name": "Ann"}))
+        other = Bench(rig)
+        work = asyncio.create_task(other.give(other.write(BOB, {"name": "New Bob"})))
+        await asyncio.wait({work, asyncio.create_task(other.heard("adopt"))}, return_when=asyncio.FIRST_COMPLETED)
+        assert not work.done()
+        assert (await rig.held())[BOB] == {"name": "Bob"}
+        target = rig.target(other.name, other.settings.installation)
+        assert await target.adopt() == ["person"]  # type: ignore[attr-defined]
+        await work
+        assert (await rig.held()) == {BOB: {"name": "New Bob"}, ANN: {"name": "Ann"}}
+        await target.close()
+        await other.target.close()
+
+    async def test_a_table_that_is_not_ours_is_left_alone(self, rig: PostgresRig, bench: Bench) -> None:
+        await rig.run("CREATE TABLE {0}.person (name text)")
+        await rig.run("ALTER TABLE {0}.person OWNER TO {0}")
+        with pytest.raises(PausedError, match="not made by Headrace"):
+            await bench.target.start({"person": rig.columns})
+
+    @pytest.mark.parametrize("name", ["x" * 64, "", "nul\0", "_turn"])
+    async def test_names_postgresql_cannot_hold_are_refused(self, bench: Bench, name: str) -> None:
+        with pytest.raises(PausedError):
+            await bench.target.start({"person": {name: "text"}})
+
+    async def test_workers_that_start_at_once_make_one_table(self, rig: PostgresRig) -> None:
+        targets = [rig.target("t", "c-one") for _ in range(5)]
+        await asyncio.gather(*(target.start({"person": rig.columns}) for target in targets))
+        assert await rig.rows("SELECT count(*) FROM {}.person") == [(0,)]
+        for target in targets:
+            await target.close()
+
+    async def test_no_error_shows_the_password(self, rig: PostgresRig, bench: Bench) -> None:
+        async with rig.revoked():
+            with pytest.raises(PausedError) as caught:
+                await bench.target.probe()
+        assert "made-up" not in f"{caught.value!r} {bench.target!r} {vars(bench.target)}"
