@@ -34,6 +34,7 @@ class Rig:
 
     folder       everything is kept below it; wiped at the start
     records      of the sandbox Salesforce at its beginning
+    fields       custom fields of the sandbox org (YAML)
     hold         seconds the sandbox holds a poll without events
     environ      more environment variables for Headrace's processes
     """
@@ -46,12 +47,21 @@ class Rig:
         seed: int = 1,
         hold: float = 10.0,
         flow: Path = FLOW,
+        fields: Path | None = None,
         partitions: int = 4,
         progress: Progress = quiet,
         environ: Mapping[str, str] | None = None,
     ) -> None:
         self.folder, self.flow, self.progress = folder.resolve(), flow, progress
-        self._sandbox = ["--records", str(records), "--seed", str(seed), "--hold", str(hold)]
+        self._sandbox = [
+            "--records",
+            str(records),
+            "--seed",
+            str(seed),
+            "--hold",
+            str(hold),
+            *(["--fields", str(fields)] if fields else []),
+        ]
         self.name = f"demo-{secrets.token_hex(3)}"
         self.services = LocalServices(self.folder / "services", temporary=True)
         self.ports = {role: free_port() for role in ("salesforce", "iterable", "receiver", *ROLES)}

@@ -1,0 +1,127 @@
+"""From Salesforce's wire to the targets' wire, by the processes a user runs: what a user would see, command by command."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.demo import send_hook, settle
+from deploy.oracle import compare
+from deploy.rig import Rig
+from tests.support.rigs import explain, rig, verdict_of
+
+pytestmark = [pytest.mark.kafka, pytest.mark.postgres, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def flow(kafka: str, database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """The demo's flow, running, with 200 records and some changes already through."""
+    with rig(tmp_path_factory.mktemp("rig"), kafka, database_url, records=200, hold=3.0) as made:
+        made.start()
+        made.ask("POST", "/sandbox/change", {"rate": 40, "seconds": 10, "seed": 3, "rename_parents": False})
+        made.await_("the changes", lambda: made.ask("GET", "/sandbox/change")["runs"][0]["finished"])
+        yield made
+
+
+def test_both_ends_are_equal_field_by_field_after_changes(flow: Rig) -> None:
+    with flow.database() as database:
+        verdict = settle(flow, database)
+    assert verdict.equal, explain(flow, verdict)
+    assert verdict.compared["users"] > 100
+
+
+def test_the_comparison_sees_a_lost_row_a_changed_value_an_extra_row_and_a_missed_delete(flow: Rig) -> None:
+    with flow.database() as database:
+        settle(flow, database)
+        before = verdict_of(flow)
+        assert before.equal, explain(flow, before)
+        plans = {
+            "missing": "DELETE FROM crm.person WHERE _key = (SELECT min(_key) FROM crm.person WHERE NOT _deleted)",
+            "instead of": "UPDATE crm.account SET name = 'other' WHERE _key = (SELECT min(_key) FROM crm.account WHERE NOT _deleted)",
+            "never made": 'INSERT INTO crm.account SELECT (jsonb_populate_record(a, \'{"_key": "acme/001xx000000000EXTRA"}\')).* '
+            "FROM crm.account a LIMIT 1",
+            "deleted": "UPDATE crm.opportunity SET _deleted = false WHERE _key = (SELECT min(_key) FROM crm.opportunity WHERE _deleted)",
+        }
+        for word, plan in plans.items():
+            with database.transaction(force_rollback=True):
+                assert database.execute(plan).rowcount == 1, plan
+                seen = compare(lambda path: flow.ask("GET", path), lambda path: flow.ask("GET", path, target="iterable"), database)
+                assert seen.count >= 1, plan
+                assert any(word in text for text in seen.differences), (word, seen.differences)
+    assert verdict_of(flow).equal
+
+
+def test_an_accepted_webhook_becomes_a_row_and_a_forged_one_does_not(flow: Rig) -> None:
+    assert send_hook(flow, {"data": {"id": "h-1", "email": "one@example.org", "name": "One Example"}})
+    assert send_hook(flow, {"data": {"id": "h-1", "email": "two@example.org", "name": "One Example"}})
+    secret, flow.secret = flow.secret, "whsec_" + "Zm9yZ2Vk" * 4
+    assert not send_hook(flow, {"data": {"id": "h-2", "email": "forged@example.org", "name": "Nobody"}})
+    flow.secret = secret
+    with flow.database() as database:
+
+        def emails() -> list[object]:
+            return [row[0] for row in database.execute("SELECT email FROM crm.signup").fetchall()]
+
+        flow.await_("the webhook's row", lambda: _there(database) and emails() == ["two@example.org"])
+
+
+def test_status_shows_every_hop_and_nothing_waiting(flow: Rig) -> None:
+    def quiet() -> bool:
+        code, printed = flow.command("status", "--json")
+        assert code == 0, printed
+        hops = json.loads(printed)["hops"]
+        return {hop["stage"] for hop in hops} >= {"process", "fetch"} and not any(hop["lag"] for hop in hops)
+
+    flow.await_("a status without lag", quiet)
+
+
+def test_check_finds_nothing_wrong_with_the_demo(flow: Rig) -> None:
+    code, printed = flow.command("check")
+    assert code == 0, printed
+
+
+def test_a_replay_brings_back_what_a_target_lost(flow: Rig) -> None:
+    with flow.database() as database:
+        assert settle(flow, database).equal
+    flow.ask("DELETE", "/sandbox/users", target="iterable")
+    assert not verdict_of(flow).equal
+    code, printed = flow.command("replay", "people", "--from", "-1h", "--json")
+    assert code == 0, printed
+    flow.await_("the users again", lambda: verdict_of(flow).equal, 60)
+
+
+def test_a_snapshot_brings_back_what_the_warehouse_lost(flow: Rig) -> None:
+    with flow.database() as database:
+        assert settle(flow, database).equal
+        database.execute("DELETE FROM crm.person")
+    for source in ("acme/Contact", "acme/Lead"):
+        code, printed = flow.command("snapshot", source)
+        assert code == 0, printed
+    flow.await_("the rows again", lambda: verdict_of(flow).equal, 60)
+
+
+def test_a_poison_event_lands_in_the_dead_letters_with_its_bytes_and_delays_nobody(flow: Rig, tmp_path: Path) -> None:
+    poison = {
+        "schema": "x",
+        "event": {"replayId": 1},
+        "payload": {"ChangeEventHeader": {"entityName": "Contact", "changeType": "UPDATE", "recordIds": [42]}},
+    }
+    file = tmp_path / "poison.jsonl"
+    file.write_text(json.dumps(poison))
+    code, printed = flow.command("sandbox", "emit", str(file), "--url", flow.salesforce)
+    assert code == 0, printed
+
+    def listed() -> bool:
+        code, printed = flow.command("dead-letters", "--json")
+        assert code == 0, printed
+        return "recordIds" in printed or "42" in printed
+
+    flow.await_("the dead letter", listed)
+    with flow.database() as database:
+        assert settle(flow, database).equal
+
+
+def _there(database: object) -> bool:
+    found = database.execute("SELECT to_regclass('crm.signup')").fetchone()  # type: ignore[attr-defined]
+    return bool(found and found[0])

@@ -1,0 +1,38 @@
+"""A whole Headrace for a test: deploy/rig.py on the session's servers, or on a broker of its own that a test may kill."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.oracle import Verdict, compare
+from deploy.rig import Rig
+
+VARIABLES = ("KAFKA_BOOTSTRAP_SERVERS", "DATABASE_URL")
+
+
+@contextmanager
+def rig(folder: Path, kafka: str | None, database_url: str | None, **options: Any) -> Iterator[Rig]:
+    """A rig, not yet started. `kafka` None: a broker of its own; the same for `database_url`."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in zip(VARIABLES, (kafka, database_url), strict=True):
+            if value is None:
+                patch.delenv(name, raising=False)
+            else:
+                patch.setenv(name, value)
+        with Rig(folder, **options) as made:
+            yield made
+
+
+def verdict_of(made: Rig) -> Verdict:
+    """Compare both ends once, now."""
+    with made.database() as database:
+        return compare(lambda path: made.ask("GET", path), lambda path: made.ask("GET", path, target="iterable"), database)
+
+
+def explain(made: Rig, verdict: Verdict) -> str:
+    """For an assertion's message: what differs, and where to look."""
+    logs = "\n".join(f"--- {name}\n{process.log_tail(8)}" for name, process in made.processes.items() if name in ("worker", "subscribe"))
+    return f"{verdict.count} differences: {verdict.differences[:8]}\n{logs}"
