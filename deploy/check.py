@@ -5,23 +5,28 @@ It changes nothing anywhere: it logs in, describes, probes. Each finding names a
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import orjson
 from pydantic import ValidationError
 from rich.console import Console
 from rich.text import Text
 
+from agents.maps import MapsError, load_maps
 from agents.targets import find_target, known_types, make_target
+from deploy.check_org import Misfit, Org
 from deploy.context import read_settings
 from models.errors import HeadraceError, PausedError, SettingsError, TemporaryError
-from models.flow import Salesforce
+from models.flow import Flow, Salesforce
 from models.settings import Settings
-from streams.flow_file import FlowFile, Mistake, did_you_mean, explain, read_flow
+from streams.flow_file import FlowFile, channel_sobject, explain, read_flow
 from streams.log import set_up_logging
 from streams.salesforce.auth import Login
+from streams.salesforce.rest import Rest
+from streams.yaml_lines import Mistake, did_you_mean, read_yaml
 
 PATIENCE = 30.0
 
@@ -45,6 +50,7 @@ def check_files(path: Path, environ: Mapping[str, str]) -> FlowFile:
     found = read_flow(path, environ)
     _check_targets(found)
     _check_key_files(found)
+    _check_maps(found)
     return found
 
 
@@ -77,6 +83,38 @@ def _check_key_files(found: FlowFile) -> None:
                 found.document.wrong(place, f"key_file {path} is no key in PEM form", "it begins with -----BEGIN PRIVATE KEY-----")
 
 
+def _check_maps(found: FlowFile) -> None:
+    """Maps, filters and keys of the routes whose target is known."""
+    try:
+        maps = load_maps(*_loadable(found, [name for name in found.flow.routes if found.sound("routes", name, "from")]))
+    except MapsError as error:
+        for problem in error.problems:
+            if problem.file and problem.line:
+                found.document.bad.add(problem.place)
+                found.document.mistakes.append(Mistake(problem.file, problem.line, problem.message, problem.remedy))
+            else:
+                message = f"{problem.file}: {problem.message}" if problem.file else problem.message
+                found.document.wrong(problem.place, f"route {problem.place[1]}: {message}", problem.remedy)
+        sound = [name for name in found.flow.routes if found.sound("routes", name)]
+        maps = load_maps(*_loadable(found, sound))
+    for source in maps.sources:
+        seen: dict[tuple[str, str], str] = {}
+        for way in maps.ways(source):
+            first = seen.setdefault((way.target, way.object), way.route)
+            if first != way.route and ("routes", way.route) not in found.document.bad:
+                message = f"routes {first} and {way.route} both write {source} to {way.object} of {way.target}"
+                found.document.wrong(("routes", way.route), message, "join them, or give one an object: of its own")
+            if "/" in source and not way.query and (dotted := sorted(path for path in way.fields if "." in path)):
+                message = f"route {way.route}: {', '.join(dotted)} of {source} change without an event of {source}"
+                found.document.wrong(("routes", way.route), message, "add fetch: query")
+
+
+def _loadable(found: FlowFile, routes: Iterable[str]) -> tuple[Flow, dict[str, Any]]:
+    facts = {name: find_target(target.type) for name, target in found.flow.targets.items() if target.type in known_types()}
+    chosen = {name: found.flow.routes[name] for name in routes if found.flow.routes[name].to in facts}
+    return found.flow.model_copy(update={"routes": chosen}), facts
+
+
 async def check_online(found: FlowFile, settings: Settings) -> list[str]:
     """What the org and the targets say; notes are worth knowing and no mistakes. Parts that are wrong already are not asked."""
     notes: list[str] = []
@@ -90,14 +128,36 @@ async def check_online(found: FlowFile, settings: Settings) -> list[str]:
 
 
 async def _check_org(found: FlowFile, name: str, connection: Salesforce) -> list[str]:
-    place = ("connections", name)
     login = Login(name, connection, found.flow.folder)
+    org = Org(name, Rest(name, connection, login).describe)
+    sound = [route for route in found.flow.routes if found.sound("routes", route)]
+    maps = load_maps(*_loadable(found, sound))
     try:
         await asyncio.wait_for(login.token(), PATIENCE)
+        for source in maps.sources:
+            if source.startswith(f"{name}/"):
+                for way in maps.ways(source):
+                    for misfit in await asyncio.wait_for(org.misfits(source.partition("/")[2], sorted(way.fields)), PATIENCE):
+                        _tell(found, way.route, misfit)
     except (HeadraceError, TimeoutError) as error:
-        _unreachable(found, place, f"connection {name}", error)
+        _unreachable(found, ("connections", name), f"connection {name}", error)
         return []
-    return []
+    shared = [channel for channel in connection.channels if channel_sobject(channel) is None]
+    return [f"{name}: {channel} needs the user's right View All Data; the org tells only at subscription" for channel in shared]
+
+
+def _tell(found: FlowFile, route: str, misfit: Misfit) -> None:
+    """At the line of the map file that reads the field, else at the route's."""
+    place = ("routes", route, "from") if misfit.path is None else ("routes", route, "map")
+    message = f"route {route}: {misfit.message}"
+    path = Path(found.flow.folder) / found.flow.routes[route].map
+    if misfit.path is not None and path.suffix in (".yaml", ".yml", ".json"):
+        document = read_yaml(path, None)
+        if (misfit.path,) in document.lines:
+            found.document.mistakes.append(Mistake(str(path), document.line((misfit.path,)), message, misfit.remedy))
+            return
+        place = ("routes", route, "where")
+    found.document.wrong(place, message, misfit.remedy)
 
 
 async def _check_reach(found: FlowFile, name: str, settings: Settings) -> None:

@@ -21,6 +21,7 @@ P = TypeVar("P", bound=BaseModel)
 SECTIONS = ("connections", "targets", "routes")
 TYPES: dict[str, type[BaseModel]] = {"salesforce": Salesforce, "webhook": Webhook}
 SOBJECT = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,79}")
+EXAMPLE = "deploy/examples/demo.yaml shows one"
 LOGIN_URLS = ("https://login.salesforce.com", "https://test.salesforce.com")
 ALL_CHANGES = "/data/ChangeEvents"
 CHANNEL = re.compile(r"/data/[A-Za-z][A-Za-z0-9_]*")
@@ -48,7 +49,7 @@ def load_flow(path: Path, environ: Mapping[str, str]) -> Flow:
 
 def read_flow(path: Path, environ: Mapping[str, str]) -> FlowFile:
     """The same for one who wants to go on in spite of mistakes."""
-    document = read_yaml(path, environ)
+    document = read_yaml(path, environ, f"name the file with --flow or HEADRACE_FLOW; {EXAMPLE}")
     connections: dict[str, Connection] = {}
     targets: dict[str, Target] = {}
     routes: dict[str, Route] = {}
@@ -123,7 +124,7 @@ def _sections(document: Document) -> dict[str, dict[str, Any]]:
     """The three mappings of name to raw part; what is not so is a mistake and empty."""
     whole = document.value
     if whole is None or whole == {}:
-        document.wrong((), "is empty", "begin with connections:, targets: and routes:; deploy/examples/demo.yaml shows one")
+        document.wrong((), "is empty", f"begin with connections:, targets: and routes:; {EXAMPLE}")
         return {section: {} for section in SECTIONS}
     if not isinstance(whole, dict):
         document.wrong((), "is not a mapping", "begin with connections:, targets: and routes:")

@@ -98,10 +98,13 @@ def did_you_mean(word: object, known: "list[str] | tuple[str, ...] | Mapping[str
     return f"known: {', '.join(names)}" if names else otherwise
 
 
-def read_yaml(path: Path, environ: Mapping[str, str] | None) -> Document:
-    """Read a file; never raises for what is in it or for its absence: that is in `mistakes`. `environ` None: variables are left as text."""
+def read_yaml(path: Path, environ: Mapping[str, str] | None, missing: str = "check its name and folder") -> Document:
+    """Read a file; never raises for what is in it or for its absence: that is in `mistakes`.
+
+    `environ` None: variables are left as text. `missing` is the remedy where there is no such file.
+    """
     document = Document(str(path))
-    if (text := _text(path, document)) is None:
+    if (text := _text(path, document, missing)) is None:
         return document
     if OPEN[0] in text or CLOSE in text:
         document.wrong((), "holds private-use characters (U+E000, U+E001)", "remove them")
@@ -121,7 +124,7 @@ def read_yaml(path: Path, environ: Mapping[str, str] | None) -> Document:
     return document
 
 
-def _text(path: Path, document: Document) -> str | None:
+def _text(path: Path, document: Document, missing: str) -> str | None:
     def wrong(message: str, remedy: str) -> None:
         document.mistakes.append(Mistake(document.file, 0, message, remedy))
 
@@ -129,7 +132,7 @@ def _text(path: Path, document: Document) -> str | None:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        wrong("no such file", "name the file with --flow or HEADRACE_FLOW; deploy/examples/demo.yaml shows one")
+        wrong("no such file", missing)
     except IsADirectoryError:
         wrong("is a folder", "name the file inside it")
     except (OSError, ValueError) as error:

@@ -1,0 +1,116 @@
+"""The composition root of a worker: settings and flow in, a Faust app with every stage out. The only place that knows all of them.
+
+`headrace worker` calls `run_worker`; `faust -A agents.worker worker` takes `app`, which is built when it is asked for, never at import.
+"""
+
+import asyncio
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import faust
+import structlog
+
+from agents.fetch import fetch_stage
+from agents.maps import Maps, load_maps
+from agents.process import process_stage
+from agents.targets import make_target
+from agents.targets.base import TargetLike
+from agents.writer import writer_stage
+from models.errors import FatalError
+from models.flow import Flow, Salesforce
+from models.settings import Settings
+from streams.app import create_app
+from streams.engine.stage import Stage
+from streams.flow_file import load_flow
+from streams.health import Health
+from streams.topics import Topics, ensure
+
+WATCH_SECONDS = 1.0
+
+log = structlog.get_logger()
+
+
+def fields_of(flow: Flow) -> Mapping[str, tuple[str, ...]]:
+    """By source the columns its rows are read with, for the subscriber and snapshots. Raises SettingsError."""
+    maps = load_maps(flow, _targets(flow, ""))
+    return {source: maps.fields(source) for source in maps.sources}
+
+
+def build_stages(settings: Settings, flow: Flow, targets: Mapping[str, TargetLike], maps: Maps) -> list[Stage]:
+    """Process, a fetch stage per Salesforce connection that a route reads, a writer per target that a route writes to."""
+    fields = {source: maps.fields(source) for source in maps.sources}
+    stages = [process_stage(flow, settings, maps)]
+    stages += [
+        fetch_stage(name, flow, settings, fields)
+        for name, connection in flow.connections.items()
+        if isinstance(connection, Salesforce) and flow.sobjects(name)
+    ]
+    stages += [writer_stage(name, target, flow, settings, objects) for name, target in targets.items() if (objects := maps.columns(name))]
+    return stages
+
+
+def build_app(settings: Settings, flow: Flow) -> faust.App:
+    """The app of a worker. Reads map files, connects to nobody. Raises SettingsError, FatalError (versions)."""
+    return create_app(settings, _stages(settings, flow))
+
+
+def _stages(settings: Settings, flow: Flow) -> list[Stage]:
+    targets = _targets(flow, settings.installation)
+    return build_stages(settings, flow, targets, load_maps(flow, targets))
+
+
+def _targets(flow: Flow, installation: str) -> dict[str, TargetLike]:
+    return {name: make_target(name, target, installation) for name, target in flow.targets.items()}
+
+
+async def run_worker(settings: Settings, flow: Flow, *, health: Health, stop: asyncio.Event) -> None:
+    """Work until `stop`, then finish what is in hand.
+
+    Raises SettingsError, KafkaError (away at the start), FatalError (topics, or the app ended by itself).
+    """
+    await ensure(settings, Topics(settings.installation).all(flow, settings))
+    stages = _stages(settings, flow)
+    app = create_app(settings, stages)
+    health.ready("partitions", False, "joining the group")
+    await app.start()
+    log.info("worker started", installation=settings.installation, routes=list(flow.routes), targets=list(flow.targets))
+    watch = asyncio.create_task(_watch(app, health))
+    try:
+        ended = await app.wait(stop.wait())
+    finally:
+        watch.cancel()
+        with suppress(asyncio.CancelledError):
+            await watch
+    await app.stop()
+    for stage in stages:
+        await _close(stage)
+    if ended.stopped:
+        raise FatalError("the worker ended by itself; the log above says why")
+    log.info("worker stopped")
+
+
+async def _close(stage: Stage) -> None:
+    """Close the clients of a handler that has some: a method's owner, or a callable object."""
+    owner = getattr(stage.handler, "__self__", stage.handler)
+    if (close := getattr(owner, "close", None)) is not None:
+        await close()
+
+
+async def _watch(app: faust.App, health: Health) -> None:
+    while True:
+        ready = app.engine.ready.is_set()
+        health.ready("partitions", ready, "" if ready else "waiting for partitions or recovering their tables")
+        await asyncio.sleep(WATCH_SECONDS)
+
+
+def __getattr__(name: str) -> Any:
+    """`app`, for the faust command: made from the environment and the flow file it names; topics are made first."""
+    if name != "app":
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    settings = Settings()
+    flow = load_flow(settings.flow, os.environ)
+    asyncio.run(ensure(settings, Topics(settings.installation).all(flow, settings)))
+    globals()["app"] = app = build_app(settings, flow)
+    return app
