@@ -72,7 +72,7 @@ class Changes:
 
 
 class _Maker:
-    def __init__(self, org: Org, seed: int, rename_parents: bool) -> None:
+    def __init__(self, org: Org, seed: int, rename_parents: bool = True) -> None:
         self.rename_parents = rename_parents
         self.org, self.people = org, People(random.Random(seed))
         self.people.rng.seed(seed)
