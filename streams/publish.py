@@ -186,11 +186,16 @@ class TransactionalPublisher:
                     self._open = False
                 await producer.begin_transaction()
                 self._open = True
-                if not offsets:
-                    return await send_batches(producer, batches)
-                consumed = {tp: OffsetAndMetadata(offset, "") for tp, offset in offsets.items()}
-                ends: Ends
-                ends, _ = await asyncio.gather(send_batches(producer, batches), producer.send_offsets_to_transaction(consumed, group))
+                # All partitions at once and one step after the other: while the coordinator adds something to a transaction, the broker
+                # refuses its batches for a moment ("not enough replicas"), which costs a retry.
+                for topic in {topic for topic, _ in batches}:
+                    await producer.partitions_for(topic)
+                for topic, partition in batches:
+                    producer._txn_manager.maybe_add_partition_to_txn(TopicPartition(topic, partition))
+                ends = await send_batches(producer, batches)
+                if offsets:
+                    consumed = {tp: OffsetAndMetadata(offset, "") for tp, offset in offsets.items()}
+                    await producer.send_offsets_to_transaction(consumed, group)
                 return ends
         except (KafkaError, TimeoutError, AssertionError) as error:
             wrapped = self._fatal(producer) or _wrapped(error, what)

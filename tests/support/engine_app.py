@@ -1,6 +1,6 @@
 """A small worker for tests of the engine, run as a process of its own: `python -m tests.support.engine_app SETTINGS_JSON`.
 
-Stage `count` reads in, in.bulk; per record it counts its key in the table `records` and sends {"seq", "n"} to out, n being the count after it.
+Stage `count` reads in, in.bulk; per record it counts its key in the table `records` and sends {"seq", "n"} to out (n: the count after it).
 What goes in by the value's "do": "hang" waits for ever, "poison" raises, "slow" takes 50 ms a chunk.
 """
 
