@@ -26,7 +26,7 @@ from models.envelope import ALWAYS_EMITS, Envelope, EnvelopeError, Headers, Kind
 from models.errors import PermanentError, SettingsError
 from models.flow import Flow
 from models.settings import Settings
-from models.write import Op, Write
+from models.write import Body, Op, Write
 from streams import metrics
 from streams.engine.stage import Chunk, Output, Partition, Record, Result, Stage
 from streams.topics import Inbound, Topics
@@ -162,28 +162,30 @@ class _Chunk:
         held = state.keys.get(way.route)
         keys = Keys(held.last, held.left) if held else Keys()
         released = move(keys, shaped[0] if shaped else None, self.lane, record.offset, self._committed() if keys.left else _NONE)
-        blank = Write(
-            op=Op.RELEASE,
-            route=way.route,
-            object=way.object,
-            key="",
-            source=f"{self.source}/{record_id}",
-            order=way.order,
-            revision=state.revision,
-            body=None,
-            on_delete=way.on_delete,
-            reason=envelope.reason.value,
-            run=envelope.run,
-            always=envelope.reason in ALWAYS_EMITS,
-            position=state.position,
-            committed=state.committed,
-            received=state.received,
-        )
-        write = None
-        if shaped is not None:
-            write = _with(blank, *shaped)
+
+        def make(op: Op, key: str, body: Body | None) -> Write:
+            return Write(
+                op=op,
+                route=way.route,
+                object=way.object,
+                key=key,
+                source=f"{self.source}/{record_id}",
+                order=way.order,
+                revision=state.revision,
+                body=body,
+                on_delete=way.on_delete,
+                reason=envelope.reason.value,
+                run=envelope.run,
+                always=envelope.reason in ALWAYS_EMITS,
+                position=state.position,
+                committed=state.committed,
+                received=state.received,
+            )
+
+        write = make(Op.WRITE, *shaped) if shaped else None
+        gone = [make(Op.RELEASE, key, None) for key in released]
         topic = self.topics.writes(way.target, bulk=envelope.reason in FLOODS)
-        out = [Output(topic, each.kafka_key, encode_write(each)) for each in writes(write, released, blank, renames=way.renames)]
+        out = [Output(topic, each.kafka_key, encode_write(each)) for each in writes(write, gone, renames=way.renames)]
         state.keys[way.route] = keys
         self.outputs += out
         self.emitted[way.route, way.target] += len(out)
@@ -240,11 +242,6 @@ def read(record: Record, plan: Plan) -> tuple[Envelope, Message]:
     except ChangeEventError as error:
         raise PermanentError(str(error)) from None
     return envelope, from_event(event, record_id, plan, envelope.epoch)
-
-
-def _with(blank: Write, key: str, body: dict[str, Any]) -> Write:
-    plain = {name: getattr(blank, name) for name in blank.__slots__}
-    return Write(**{**plain, "op": Op.WRITE, "key": key, "body": body})
 
 
 def _lacking(missing: list[str], sobject: str) -> None:

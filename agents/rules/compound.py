@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 NAME_PARTS = ("Salutation", "FirstName", "MiddleName", "LastName", "Suffix")
@@ -28,6 +29,7 @@ _LINE_END = re.compile(r"\r\n|\n|\r")
 _HUNK = re.compile(r"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
 
 
+@lru_cache(maxsize=4096)
 def parts(sobject: str, name: str) -> tuple[tuple[str, str], ...]:
     """(component, flat REST name) of a compound field; () when `name` is not known to be one.
 

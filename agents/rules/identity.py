@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from models.write import Op, Write
+from models.write import Write
 
 Lane = Literal["live", "bulk"]
 
@@ -36,17 +36,16 @@ def move(keys: Keys, key: str | None, lane: Lane, offset: int, committed: Mappin
     return list(keys.left)
 
 
-def writes(write: Write | None, released: list[str], blank: Write, *, renames: bool) -> list[Write]:
-    """The records to emit: `write` under the record's key (None: it has none), and a release of each key in `released`.
+def writes(write: Write | None, releases: list[Write], *, renames: bool) -> list[Write]:
+    """The records to emit: `write` under the record's key (None: it has none), and its releases, each naming its successor.
 
     In a target that renames, the write travels with the release of the key left last: the writer that owns that key renames first and
-    sends it on. `blank` is a release to copy: everything of it stands but the keys.
+    sends it on.
     """
-    successor = write.key if write else None
-    out = [replace(blank, op=Op.RELEASE, key=key, body=None, successor=successor) for key in released]
-    if write is None:
-        return out
-    if renames and out:
-        out[-1] = replace(out[-1], then=replace(write, renamed_from=released[-1]))
+    if write is None or not releases:
+        return releases if write is None else [write]
+    out = [replace(release, successor=write.key) for release in releases]
+    if renames:
+        out[-1] = replace(out[-1], then=replace(write, renamed_from=out[-1].key))
         return out
     return [*out, write]

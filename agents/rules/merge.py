@@ -5,7 +5,7 @@ value: it changed to something we were not told, so nothing older may fill it, a
 """
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import orjson
@@ -65,9 +65,20 @@ class RecordState:
 
     def fork(self) -> "RecordState":
         """A copy to merge into: what fails half-way leaves nothing behind. (Values themselves are never changed in place.)"""
-        twin = replace(self)
-        twin.values, twin.exceptions = self.values.copy(), self.exceptions.copy()
-        return twin
+        return RecordState(
+            self.values.copy(),
+            self.base,
+            self.exceptions.copy(),
+            self.deleted,
+            self.deleted_version,
+            self.live,
+            self.bulk,
+            self.high,
+            self.keys.copy(),
+            self.position,
+            self.committed,
+            self.received,
+        )
 
     def encode(self) -> bytes:
         """As JSON."""

@@ -44,12 +44,23 @@ def decode_write(raw: bytes | None) -> Write:
 
 
 def _plain(write: Write) -> dict[str, Any]:
-    plain: dict[str, Any] = {name: getattr(write, name) for name in _REQUIRED}
-    plain["op"] = write.op.value
+    plain: dict[str, Any] = {
+        "op": write.op,
+        "route": write.route,
+        "object": write.object,
+        "key": write.key,
+        "source": write.source,
+        "order": write.order,
+        "revision": write.revision,
+        "on_delete": write.on_delete,
+        "reason": write.reason,
+    }
     if write.body is not None:
         plain["body"] = write.body
-    for name in _OPTIONAL:
-        if (value := getattr(write, name)) is not None and value is not False:
+    if write.always:
+        plain["always"] = True
+    for name in ("successor", "renamed_from", "run", "position", "committed", "received"):
+        if (value := getattr(write, name)) is not None:
             plain[name] = value
     if write.then is not None:
         plain["then"] = _plain(write.then)
