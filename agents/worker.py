@@ -28,6 +28,7 @@ from streams.health import Health
 from streams.topics import Topics, ensure
 
 WATCH_SECONDS = 1.0
+LEAVE_SECONDS = 5.0
 
 log = structlog.get_logger()
 
@@ -74,7 +75,8 @@ async def run_worker(settings: Settings, flow: Flow, *, health: Health, stop: as
     stages = _stages(settings, flow)
     app = create_app(settings, stages)
     health.ready("partitions", False, "joining the group")
-    await app.start()
+    if not await _started(app, stop):
+        return
     log.info("worker started", installation=settings.installation, routes=list(flow.routes), targets=list(flow.targets))
     watch = asyncio.create_task(_watch(app, health))
     try:
@@ -89,6 +91,20 @@ async def run_worker(settings: Settings, flow: Flow, *, health: Health, stop: as
     if ended.stopped:
         raise FatalError("the worker ended by itself; the log above says why")
     log.info("worker stopped")
+
+
+async def _started(app: faust.App, stop: asyncio.Event) -> bool:
+    """Start, which waits for the group; False when the stop came first: then nothing is in hand and the group forgets us by itself."""
+    starting, stopping = asyncio.create_task(app.start()), asyncio.create_task(stop.wait())
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        log.info("stopped before the group was joined")
+        starting.cancel()
+        await asyncio.wait({starting, asyncio.create_task(app.stop())}, timeout=LEAVE_SECONDS)
+        return False
+    stopping.cancel()
+    await starting
+    return True
 
 
 async def _close(stage: Stage) -> None:

@@ -148,15 +148,17 @@ def dead_letters(
 
 @app.command(rich_help_panel=MEND)
 def redrive(
-    letter: Annotated[str, typer.Argument(help="The id of a dead letter, as `headrace dead-letters --cause …` shows it.", metavar="ID")],
+    what: Annotated[str, typer.Argument(help="The id of a dead letter, or a cause: all letters of it.", metavar="ID|CAUSE")],
+    flow: FlowOption = None,
+    json: JsonOption = False,
 ) -> None:
-    """Send a dead letter through the flow once more, after its cause was mended.
+    """Send dead letters through the flow once more, after their cause was mended. `headrace dead-letters` lists ids and causes.
 
     Example: headrace redrive headrace.in.acme.Contact/3/1207/people
     """
     from deploy import runs
 
-    raise typer.Exit(runs.redrive(letter))
+    raise typer.Exit(runs.redrive(flow, what, json))
 
 
 @app.command(rich_help_panel=MEND)

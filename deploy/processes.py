@@ -46,11 +46,9 @@ def subscribe(flow_path: Path | None, connection: str | None, start_from: Litera
 
     async def run(settings: Settings, flow: Flow, health: Health, stop: asyncio.Event) -> None:
         from agents.worker import fields_of
-
         from streams.salesforce.subscriber import run_subscriber
 
         name = choose_connection(flow, connection)
-        await ensure(settings, Topics(settings.installation).all(flow, settings))
         await run_subscriber(settings, flow, name, fields_of(flow), start_from=start_from, health=health, stop=stop)
 
     _serve("subscribe", flow_path, run)
@@ -74,6 +72,8 @@ def _serve(role: str, flow_path: Path | None, run: Run) -> None:
 
     async def main() -> None:
         stop = stop_signals()
+        if role != "receive":  # which answers 503 while Kafka is away, and makes its topics later
+            await ensure(settings, Topics(settings.installation).all(flow, settings))
         await health.start()
         try:
             await run(settings, flow, health, stop)

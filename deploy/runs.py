@@ -73,6 +73,23 @@ def replay(flow_path: Path | None, route: str, begin: str, end: str, run_id: str
     return 0 if state.done else STOPPED_EARLY
 
 
+def redrive(flow_path: Path | None, what: str, as_json: bool) -> int:
+    """0 when every letter that was meant is on its way, 1 when some had to stay."""
+    from agents.dead_letters import redrive as send_again
+
+    settings, flow = read_all(flow_path)
+    set_up_logging(settings.log_format, level="WARNING")
+    done = asyncio.run(send_again(settings, flow, what))
+    sentence = "\n".join(
+        [
+            f"{len(done.sent):,} dead letters are on their way again (run {done.run}).",
+            *(f"stays: {i}: {why}" for i, why in done.left.items()),
+        ]
+    )
+    _answer(as_json, {"run": done.run, "sent": list(done.sent), "left": dict(done.left)}, sentence)
+    return 1 if done.left else 0
+
+
 def _run(role: str, settings: Settings, flow: Flow, what: str, work: Callable[[Settings, asyncio.Event, Show], Awaitable[T]]) -> T:
     """The work with topics made, health served, signals heard and a bar."""
     set_up_logging(settings.log_format, level="WARNING")

@@ -24,7 +24,16 @@ SECRET_NAMES = frozenset(NAMES.replace("[-_ ]?", "_").replace("r?d", "rd").split
     "secrets",
     "key_file",
 }
-LIBRARIES = {"faust": "WARNING", "mode": "WARNING", "aiokafka": "WARNING", "aiohttp": "WARNING", "asyncio": "WARNING", "urllib3": "WARNING"}
+LIBRARIES = {
+    "faust": "WARNING",
+    "mode": "WARNING",
+    "aiokafka": "WARNING",
+    "aiohttp": "WARNING",
+    "aiosfstream_ng": "WARNING",
+    "aiocometd_ng": "WARNING",
+    "asyncio": "WARNING",
+    "urllib3": "WARNING",
+}
 TRACE_CHARACTERS = 8000
 
 
@@ -49,6 +58,7 @@ def set_up_logging(form: Literal["text", "json"] | str = "text", *, stream: Text
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(out)
+    handler.addFilter(lambda record: record.levelno > logging.INFO or not str(record.msg).startswith("[^"))  # each service of Faust
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[structlog.stdlib.ExtraAdder(allow=()), *shared, _foreign],
