@@ -31,6 +31,8 @@ RETRY_AFTER = 10
 BODY_SECONDS = 30.0
 PROBE_SECONDS = 2.0
 KEY_CHARACTERS = 1000
+KEEPABLE = 700_000
+"""Bytes of the largest body taken, whatever the flow file allows: as a dead letter (base64) it must fit into one record of Kafka."""
 
 log = structlog.get_logger()
 
@@ -42,6 +44,11 @@ class Source:
     name: str
     settings: Webhook
     keys: Sequence[bytes]
+
+    @property
+    def most(self) -> int:
+        """Bytes a body may have."""
+        return min(self.settings.max_bytes, KEEPABLE)
 
     def verify(self, request: web.Request, body: bytes) -> str:
         """The delivery id. Raises RefusedError."""
@@ -139,11 +146,11 @@ class Receiver:
         if request.method != "POST":
             return _answer(405, source.name, "malformed", "only POST", Allow="POST")
         try:
-            body = await asyncio.wait_for(_body(request, source.settings.max_bytes), BODY_SECONDS)
+            body = await asyncio.wait_for(_body(request, source.most), BODY_SECONDS)
         except TimeoutError:
             return _answer(408, source.name, "malformed", f"the body did not arrive within {BODY_SECONDS:.0f} s", Connection="close")
         if body is None:
-            return _answer(413, source.name, "too_large", f"more than {source.settings.max_bytes} bytes", Connection="close")
+            return _answer(413, source.name, "too_large", f"more than {source.most} bytes", Connection="close")
         try:
             delivery = source.verify(request, body)
         except RefusedError as error:

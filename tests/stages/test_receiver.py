@@ -19,9 +19,9 @@ from models.settings import Settings
 from streams import metrics
 from streams.engine.stage import Output
 from streams.health import Health
-from streams.publish import Publisher, read_all
+from streams.publish import MAX_RECORD, Publisher, read_all
 from streams.topics import Topics
-from streams.webhooks.receiver import Receiver, key_of, run_receiver
+from streams.webhooks.receiver import KEEPABLE, Receiver, key_of, run_receiver
 from tests.support.broker import settings_for, topics
 
 pytestmark = pytest.mark.kafka
@@ -180,6 +180,19 @@ async def test_a_body_without_end_is_cut_off_at_the_cap(desk: Desk) -> None:
     assert await desk.kept() == []
 
 
+async def test_a_body_that_could_not_become_a_dead_letter_is_not_taken(kafka: str, tmp_path: Path) -> None:
+    raw = json.loads(FLOW.model_dump_json(by_alias=True))
+    raw["connections"]["shop"] |= {"secrets": [SECRET], "max_bytes": 5_000_000}
+    settings = settings_for(kafka, tmp_path, receiver_port=0)
+    async with topics(settings, []):
+        async for desk in desk_on(settings, Flow.model_validate(raw | {"routes": {"all": raw["routes"]["all"] | {"from": ["shop"]}}})):
+            await desk.until_ready()
+            assert await desk.post(b"x" * KEEPABLE) == 202
+            assert await desk.post(b"x" * (KEEPABLE + 1)) == 413
+            [(_, value, _)] = await desk.kept()
+            assert len(base64.b64encode(value or b"")) < MAX_RECORD
+
+
 async def test_a_compressed_body_is_kept_compressed(desk: Desk) -> None:
     body = b"\x1f\x8b not really gzip"
     assert await desk.post(body, **{"Content-Encoding": "gzip"}) == 202
@@ -215,12 +228,16 @@ async def test_goes_on_by_itself_once_kafka_is_back(desk: Desk) -> None:
         async def send(self, outputs: list[Output]) -> None:  # type: ignore[override]
             raise TemporaryError("Kafka is away")
 
+    said: list[tuple[str, bool]] = []
+    ready = desk.health.ready
+    desk.health.ready = lambda name, ok, why="": (said.append((name, ok)), ready(name, ok, why))[1]  # type: ignore[method-assign]
     real, desk.receiver._publisher = desk.receiver._publisher, Away(desk.settings)
     assert await desk.post(b'{"data": {"id": "c-7"}}') == 503
     desk.receiver._publisher = real
     await desk.until_ready()
     assert await desk.post(b'{"data": {"id": "c-7"}}') == 202
     assert len(await desk.kept()) == 1
+    assert said == [("kafka", False), ("kafka", True)]
 
 
 async def test_a_stranger_with_odd_headers_gets_no_2xx_and_no_500(desk: Desk) -> None:

@@ -241,10 +241,11 @@ async def test_a_range_that_begins_before_the_log_is_refused_with_what_is_there(
     assert not await desk.replayed()
 
 
-async def test_a_quiet_partition_whose_old_records_are_gone_does_not_forbid_what_is_surely_there(desk: Desk) -> None:
+@pytest.mark.parametrize("gone", [-1, 5], ids=["all of it", "some of it"])
+async def test_a_quiet_partition_whose_old_records_are_gone_does_not_forbid_what_is_surely_there(desk: Desk, gone: int) -> None:
     await desk.put("acme/Contact", CHANGE, values(40))
     admin = await desk.admin()
-    await admin.delete_records({TopicPartition(desk.topics.inbound("acme/Contact"), 0): RecordsToDelete(before_offset=-1)})
+    await admin.delete_records({TopicPartition(desk.topics.inbound("acme/Contact"), 0): RecordsToDelete(before_offset=gone)})
     await admin.close()
     assert (await desk.replay("-6d")).done
 

@@ -131,6 +131,11 @@ def test_githubs_faults_have_their_refusals(given: str | None, refusal: str) -> 
     assert caught.value.refusal is Refusal[refusal]
 
 
+def test_githubs_hexadecimal_may_be_in_capitals() -> None:
+    digest = hmac.new(b"key", b"body", hashlib.sha256).hexdigest().upper()
+    assert verify_github([b"key"], CIMultiDict({"X-Hub-Signature-256": f"sha256={digest}"}), b"body")
+
+
 def test_githubs_delivery_id_is_kept_and_a_bad_one_refused() -> None:
     headers = CIMultiDict({"X-Hub-Signature-256": f"sha256={hmac.new(b'key', b'body', hashlib.sha256).hexdigest()}"})
     assert verify_github([b"old", b"key"], CIMultiDict(headers, **{"X-GitHub-Delivery": "72d3162e"}), b"body") == "72d3162e"
