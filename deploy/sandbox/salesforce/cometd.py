@@ -5,6 +5,7 @@ and only a subscribe from a stored position brings them back. That is the platfo
 """
 
 import asyncio
+import contextlib
 import re
 import secrets
 from dataclasses import dataclass, field
@@ -113,14 +114,15 @@ class Cometd:
         if cookie:
             response.set_cookie(COOKIE, cookie, path="/cometd/", httponly=True)
         cut = carried > 0 and self.org.faults.take("drop-connections", "reply")
-        await response.prepare(request)
-        if cut:
-            await response.write(body[: len(body) // 2])
-            if request.transport:
-                request.transport.abort()
-            return response
-        await response.write(body)
-        await response.write_eof()
+        with contextlib.suppress(ConnectionResetError):  # the socket is gone, and what the reply carried with it
+            await response.prepare(request)
+            if cut:
+                await response.write(body[: len(body) // 2])
+                if request.transport:
+                    request.transport.abort()
+                return response
+            await response.write(body)
+            await response.write_eof()
         return response
 
     def _handshake(self, request: web.Request, message: Message) -> tuple[Message, str | None]:
