@@ -27,6 +27,8 @@ Sleep = Callable[[float], Awaitable[None]]
 ATTEMPTS = 5
 PROBE_SECONDS = 60.0
 BASE_SECONDS, CAP_SECONDS = 0.5, 60.0
+LARGEST_LETTER = 950_000
+"""Bytes; Kafka takes 1 MB a record, and base64 makes a third more of the original."""
 LONGEST_BELIEVED = 900.0
 """A Retry-After above 15 minutes is asked again after 15 minutes."""
 
@@ -90,7 +92,13 @@ def dead_letter_output(
     )
     metrics.DEAD.labels(stage, route or "", kind).inc()
     log.warning("dead letter", stage=stage, route=route, cause=letter.cause, reason=reason, topic=record.topic, offset=record.offset)
-    return Output(topics.dead_letters, letter.id.encode(), orjson.dumps(letter.model_dump(exclude_none=True)))
+    value = orjson.dumps(letter.model_dump(exclude_none=True))
+    if len(value) > LARGEST_LETTER:
+        size = len(record.value or b"")
+        where = f" (the original, {size:,} bytes, is too large to be kept here: it stands where it came from, while Kafka keeps it)"
+        slim = letter.model_copy(update={"value": None, "headers": [], "reason": reason + where})
+        value = orjson.dumps(slim.model_dump(exclude_none=True))
+    return Output(topics.dead_letters, letter.id.encode(), value)
 
 
 class Guard:

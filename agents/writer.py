@@ -4,17 +4,15 @@ What it decides is in agents/rules/delivery.py, what an error means in agents/gu
 nothing between chunks but the target: its state is the table `delivered`, its acknowledgement the chunk's transaction.
 """
 
-import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypeVar
 
 import structlog
-from aiolimiter import AsyncLimiter
 
+from agents.calls import Calls
 from agents.guard import Guard, dead_letter_output, per_record, split
 from agents.rules.delivery import Decision, Delivered, apply
 from agents.rules.writes import decode_write, encode_write
@@ -28,11 +26,12 @@ from streams.engine.stage import Changes, Chunk, Output, Partition, Record, Resu
 from streams.topics import Topics
 
 log = structlog.get_logger()
-T = TypeVar("T")
 
 STAGE = "write"
 TABLE = "delivered"
 BULK_RECORDS = 500
+LARGE, LARGEST_STATE = 200_000, 900_000
+"""Bytes of a write from which the size of its state is looked at, and the most it may have (Kafka's limit is 1 MB a record)."""
 WATCHED = ("live", "fetch")
 """Reasons whose way from the source counts as latency; what comes later on purpose would hide it."""
 
@@ -59,6 +58,7 @@ def writer_stage(
 class Key:
     """One target key within a chunk: its state, the last record that asked for a call, and whether one must be made."""
 
+    raw: bytes | None
     state: Delivered
     record: Record | None = None
     write: Write | None = None
@@ -92,15 +92,11 @@ class Writer:
 
     def __init__(self, name: str, target: TargetLike, flow: Flow, settings: Settings, objects: Mapping[str, Columns], guard: Guard) -> None:
         self.name, self.target, self.guard = name, target, guard
-        self._flow, self._objects = flow, objects
+        self._flow = flow
         self._topics = Topics(settings.installation)
         self._routes = frozenset(route for route, what in flow.routes.items() if what.to == name)
-        self._call_seconds = settings.drain_seconds * 0.8
+        self._calls = Calls(name, target, objects, guard, settings.drain_seconds * 0.8)
         self._prefix = f"{name}|".encode()
-        self._started = False
-        self._starting = asyncio.Lock()
-        self._limiter: AsyncLimiter | None = None
-        self._limit = 0.0
 
     async def handle(self, chunk: Chunk, partition: Partition) -> Result:
         """Decide for every record, call the target for what is left, give state, dead letters and forwarded writes for one transaction."""
@@ -118,7 +114,7 @@ class Writer:
                 then = _after_rename(write.then, image)
                 work.forwards.append(Output(self._topics.writes(self.name, bulk=lane == "bulk"), then.kafka_key, encode_write(then)))
         if items := list(self._items(work)):
-            await self._start(partition)
+            await self._calls.start(partition)
             for batch in self._batches(items):
                 await self._send(batch, partition, work)
         self.guard.check(partition)
@@ -144,7 +140,7 @@ class Writer:
     def _load(self, work: Work, writes: Sequence[tuple[Record, Write]], partition: Partition) -> None:
         names = list(dict.fromkeys(write.kafka_key for _, write in writes))
         held = partition.store(TABLE).get_many([self._prefix + name for name in names]) if names else []
-        work.keys = {name: Key(Delivered.decode(raw)) for name, raw in zip(names, held, strict=True)}
+        work.keys = {name: Key(raw, Delivered.decode(raw)) for name, raw in zip(names, held, strict=True)}
 
     def _decide(self, work: Work, key: Key, record: Record, write: Write, decision: Decision) -> None:
         """Keep the last decision that has a call.
@@ -168,6 +164,8 @@ class Writer:
             if key.record is None or key.write is None or key.decision is None:
                 continue
             write, decision, state = key.write, key.decision, key.state
+            if len(key.record.value or b"") > LARGE and self._outgrown(key, key.record, write, work):
+                continue
             if not (self.target.compares or key.forced or decision.rename_to) and state.same():
                 work.outcomes[write.route, Outcome.UNCHANGED] += 1
                 continue
@@ -185,6 +183,18 @@ class Writer:
             size = len(key.record.value or b"") + 200
             found[effect.object, effect.key] = Item(effect, key, key.record, write, size)
         yield from found.values()
+
+    def _outgrown(self, key: Key, record: Record, write: Write, work: Work) -> bool:
+        """Whether the key's state would be more than a Kafka record holds: then the write is a dead letter and the state as it was."""
+        image, key.state.image = key.state.image, None  # after the call it is the winner's body, which is kept once
+        size = len(key.state.encode())
+        key.state.image = image
+        if size <= LARGEST_STATE:
+            return False
+        key.state = Delivered.decode(key.raw)
+        error = PermanentError(f"what is kept of this key would be above {LARGEST_STATE:,} bytes: map fewer or shorter fields")
+        self._dead(work, record, error, write.source, write.route, write.revision)
+        return True
 
     def _batches(self, items: Sequence[Item]) -> Iterator[list[Item]]:
         """As many as one call may hold, in records and bytes; what must go alone, alone."""
@@ -206,10 +216,7 @@ class Writer:
         """Tell the target, halving a batch that is refused as a whole; record each result."""
 
         async def write(items: Sequence[Item]) -> None:
-            effects = [item.effect for item in items]
-            cost = self.target.alone(effects[0]) if len(effects) == 1 else None
-            call = partial(self._call, effects, partition, 1.0 if cost is None else cost)
-            results = await self.guard.call(partition, call, self._probe, self._call_seconds)
+            results = await self._calls.write([item.effect for item in items], partition)
             for item, result in zip(items, results, strict=True):
                 self._record(item, result, work)
 
@@ -222,30 +229,36 @@ class Writer:
     def _record(self, item: Item, result: WriteResult, work: Work) -> None:
         """What became of one effect: into its state, the dead letters, the metrics."""
         effect, write, state = item.effect, item.write, item.key.state
-        work.outcomes[write.route, result.outcome] += 1
-        if result.outcome is Outcome.DEAD:
+        if result.outcome is not Outcome.DEAD:
+            work.outcomes[write.route, result.outcome] += 1
+        else:
             state.unknown()
             error = TemporaryError(result.reason) if result.retryable else PermanentError(result.reason, field=result.field)
-            source = str(effect.meta["source"])
-            work.dead.append(
-                dead_letter_output(
-                    STAGE,
-                    item.record,
-                    error,
-                    topics=self._topics,
-                    redrive_to=self._topics.inbound(in_topic_source(source, self._flow)[0]),
-                    route=str(effect.meta["route"]),
-                    attempts=self.guard.attempts if result.retryable else 1,
-                    revision=int(effect.meta["revision"]),
-                    source=source,
-                )
-            )
-        elif result.outcome is Outcome.STALE:
+            meta = effect.meta
+            self._dead(work, item.record, error, str(meta["source"]), str(meta["route"]), int(meta["revision"]), result.retryable)
+        if result.outcome is Outcome.STALE:
             state.unknown()
             log.warning("the target holds a later turn", target=self.name, object=effect.object, turn=effect.turn)
-        else:
+        elif result.outcome is not Outcome.DEAD:
             state.wrote(effect.turn, effect.body, id=result.id)
             self._latency(write)
+
+    def _dead(
+        self, work: Work, record: Record, error: HeadraceError, source: str, route: str, revision: int, retryable: bool = False
+    ) -> None:
+        work.outcomes[route, Outcome.DEAD] += 1
+        letter = dead_letter_output(
+            STAGE,
+            record,
+            error,
+            topics=self._topics,
+            redrive_to=self._topics.inbound(in_topic_source(source, self._flow)[0]),
+            route=route,
+            attempts=self.guard.attempts if retryable else 1,
+            revision=revision,
+            source=source,
+        )
+        work.dead.append(letter)
 
     def _latency(self, write: Write) -> None:
         if write.reason in WATCHED and not write.always:
@@ -254,58 +267,12 @@ class Writer:
                 if began is not None:
                     metrics.LATENCY.labels(write.route, self.name, since).observe(max(0.0, now - began / 1000))
 
-    async def _start(self, partition: Partition) -> None:
-        """Start the target inside the guard: one that is down delays nobody else."""
-        if not self._started:
-            await self.guard.call(partition, self._start_once, self._probe, self._call_seconds)
-
-    async def _start_once(self) -> None:
-        async with self._starting:
-            if not self._started:
-                await self._timed(partial(self.target.start, self._objects))
-                self._started = True
-
-    async def _probe(self) -> None:
-        await self._timed(self.target.probe)
-
-    async def _call(self, effects: Sequence[Effect], partition: Partition, cost: float) -> list[WriteResult]:
-        """One call, when the rate allows it, if the partition is still ours then."""
-        await self._wait_for_rate(partition, cost)
-        started, outcome = time.monotonic(), "ok"
-        try:
-            return await self._timed(partial(self.target.write, effects))
-        except HeadraceError as error:
-            outcome = type(error).__name__
-            raise
-        finally:
-            metrics.CALL_SECONDS.labels(self.name, outcome).observe(time.monotonic() - started)
-
-    async def _wait_for_rate(self, partition: Partition, cost: float) -> None:
-        """Wait for this process's share of the target's rate."""
-        if self.target.requests_per_second is None:
-            return
-        limit = self.target.requests_per_second * partition.share()
-        if self._limiter is None or limit != self._limit:
-            self._limiter, self._limit = AsyncLimiter(1, 1 / limit), limit
-        started = time.monotonic()
-        partition.waiting(f"rate limit of {self.name}", started + 60 + self._call_seconds)
-        await self._limiter.acquire(cost)
-        metrics.WAITED.labels(self.name).inc(time.monotonic() - started)
-        self.guard.check(partition)
-
-    async def _timed(self, call: Callable[[], Awaitable[T]]) -> T:
-        try:
-            async with asyncio.timeout(self._call_seconds):
-                return await call()
-        except TimeoutError:
-            raise TemporaryError(f"target {self.name} did not answer within {self._call_seconds:g} s") from None
-
 
 def in_topic_source(source: str, flow: Flow) -> tuple[str, str]:
-    """Source of the in-topic, and the id in it, of a source record "<connection>/<sObject>/<id>" or "<webhook>/…/<id>"."""
+    """Source of the in-topic, and the id in it, of a source record "<connection>/<sObject>/<id>" or "<webhook>/<id>"."""
     connection, _, rest = source.partition("/")
     if isinstance(flow.connections.get(connection), Webhook):
-        return connection, rest.removeprefix("/")
+        return connection, rest
     sobject, _, id = rest.partition("/")
     return f"{connection}/{sobject}", id
 

@@ -17,7 +17,7 @@ from agents.targets.base import Columns, TargetLike
 from models.errors import PausedError
 from models.flow import Target as TargetOptions
 from models.write import Body
-from tests.conformance.suite import ANN, BOB, CAT, A, Bench, Conformance, Fields, always
+from tests.conformance.suite import ANN, BOB, CAT, A, B, Bench, Conformance, Fields, always
 from tests.support.tcp_proxy import TcpProxy
 
 pytestmark = pytest.mark.postgres
@@ -154,8 +154,15 @@ class TestPostgres(Conformance):
         await bench.target.close()
 
     async def test_a_huge_value_is_kept(self, rig: PostgresRig, bench: Bench) -> None:
-        await bench.give(bench.write(ANN, {"name": "x" * 3_000_000}))
-        assert await rig.rows("SELECT length(name) FROM {}.person") == [(3_000_000,)]
+        for sign in "xyz":
+            await bench.give(bench.write(ANN, {"name": sign * 400_000}))
+        assert await rig.rows("SELECT length(name), left(name, 1) FROM {}.person") == [(400_000, "z")]
+
+    async def test_a_key_that_outgrows_its_state_is_a_dead_letter_and_stays_as_it_was(self, rig: PostgresRig, bench: Bench) -> None:
+        await bench.give(bench.write(ANN, {"name": "x" * 500_000}))
+        await bench.give(bench.write(ANN, {"name": "y" * 500_000}, B))
+        assert [letter.source for letter in bench.dead] == [B]
+        assert await rig.rows("SELECT left(name, 1), _turn FROM {}.person") == [("x", 1)]
 
     async def test_a_new_field_of_the_map_becomes_a_column(self, rig: PostgresRig, bench: Bench) -> None:
         await bench.give(bench.write(ANN, {"name": "Ann"}))
