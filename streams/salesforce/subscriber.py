@@ -214,7 +214,8 @@ class _Channel:
         intake.not_before = None
         if at.position is None and at.start == "new":
             replay = cometd.NEW if self._begun else cometd.RETAINED
-            intake.not_before = at.started // 1000 - GRACE_SECONDS
+            if replay == cometd.RETAINED:  # what Salesforce kept from before the first start was never asked for
+                intake.not_before = at.started // 1000 - GRACE_SECONDS
         session = Session(self._c.config, self._c.login, self._channel, replay)
         try:
             await session.open()
