@@ -27,7 +27,7 @@ def recorded() -> list[dict[str, Any]]:
 def _letters(made: Rig) -> list[dict[str, Any]]:
     code, printed = made.command("dead-letters", "--json")
     assert code == 0, printed
-    found: list[dict[str, Any]] = json.loads(printed)["letters"]
+    found: list[dict[str, Any]] = json.loads(printed)
     return found
 
 
