@@ -203,7 +203,7 @@ class _Work:
 
     async def _read(self) -> tuple[Durable, Answer]:
         durable = await self._positions.durable(self._connection, self._channels, self._sobject)
-        answer = await self._rest.page(self._sobject, self._fields, self.at.last, "snapshot", deleted=self.at.deleted)
+        answer = await self._rest.page(self._sobject, self._fields, self.at.last, "snapshot", deleted=self.at.deleted, limit=PAGE)
         if not all(isinstance(row.get("Id"), str) for row in answer.rows):
             raise TemporaryError(f"Salesforce answered with rows of {self._sobject} that have no Id")
         return durable, answer

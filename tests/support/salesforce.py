@@ -4,10 +4,12 @@ import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import orjson
+from aiokafka import AIOKafkaConsumer
 
 from deploy.sandbox.salesforce.org import CLIENT_ID, CLIENT_SECRET
 from deploy.sandbox.salesforce.server import Sandbox
@@ -15,11 +17,27 @@ from models.envelope import Envelope
 from models.flow import Flow
 from models.settings import Settings
 from streams.engine.stage import Record
+from streams.kafka import client_options
 from streams.publish import read_all
 from streams.salesforce.subscriber import run_subscriber
-from streams.topics import Topics
+from streams.topics import Topics, ensure
+from tests.support.broker import settings_for, topics
 
 FIELDS = {f"acme/{s}": ("Id", "IsDeleted", "SystemModstamp", "Name", "OwnerId") for s in ("Contact", "Account")}
+
+
+@asynccontextmanager
+async def installation(kafka: str, state: Path) -> AsyncIterator[Settings]:
+    """Settings whose topics are there; deleted at the end."""
+    settings = settings_for(kafka, state)
+    wanted = Topics(settings.installation).all(flow_for("http://localhost"), settings)
+    async with topics(settings, []):
+        await ensure(settings, wanted)
+        consumer = AIOKafkaConsumer(**client_options(settings))
+        await consumer.start()
+        await until(consumer.topics, lambda found: {t.name for t in wanted} <= found)  # the broker hears of them a moment later
+        await consumer.stop()
+        yield settings
 
 
 def flow_for(url: str, silence: float = 300.0, **connection: Any) -> Flow:
@@ -45,10 +63,16 @@ class Desk:
         await self._http.close()
 
     async def call(self, method: str, path: str, **body: Any) -> Any:
-        async with self._http.request(method, f"/sandbox/{path}", json=body or None) as reply:
-            answer = await reply.json()
-            assert reply.status == 200, answer
-            return answer
+        """One control request; while the org refuses connections (server-restart) it waits."""
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    async with self._http.request(method, f"/sandbox/{path}", json=body or None) as reply:
+                        answer = await reply.json()
+                        assert reply.status == 200, answer
+                        return answer
+                except aiohttp.ClientConnectorError:
+                    await asyncio.sleep(0.1)
 
     async def create(self, last_name: str, sobject: str = "Contact") -> str:
         named = {"LastName": last_name} if sobject == "Contact" else {"Name": last_name}
@@ -58,6 +82,14 @@ class Desk:
     async def update(self, record: str, value: str) -> int:
         change = {"op": "update", "type": "Contact", "id": record, "values": {"Title": value}}
         return int((await self.call("POST", "transaction", changes=[change]))["replayIds"][0])
+
+    async def emit(self, *messages: Any, keep: bool = False) -> list[int]:
+        """Publish messages as they stand; `keep` their replay ids too."""
+        lines = b"\n".join(orjson.dumps(m) for m in messages)
+        async with self._http.post(f"/sandbox/emit?keep={int(keep)}", data=lines) as reply:
+            answer = await reply.json()
+            assert reply.status == 200, answer
+            return list(answer["replayIds"])
 
     async def fault(self, name: str, **more: Any) -> None:
         await self.call("POST", "faults", name=name, **more)
@@ -69,6 +101,24 @@ class Desk:
         """(replay id, record id) of every event of these objects."""
         commits = (await self.call("GET", "commits"))["commits"]
         return sorted((replay, record) for replay, _, entity, records in commits if entity in sobjects for record in records)
+
+
+def change(*ids: str, second: int, kind: str = "UPDATE", sobject: str = "Contact", replay: int | None = None, **body: Any) -> Any:
+    """A change event as Salesforce sends it; without `replay` the org gives it a position."""
+    header = {
+        "entityName": sobject,
+        "recordIds": list(ids),
+        "changeType": kind,
+        "changeOrigin": "",
+        "transactionKey": "0002a505-7a90-11f3-02c4-55d0b7aa9e10",
+        "sequenceNumber": 1,
+        "commitTimestamp": second * 1000,
+        "commitNumber": 1777887100118022145,
+        "commitUser": "005Qx000000Us7EIAS",
+        "changedFields": list(body),
+    }
+    event = {} if replay is None else {"replayId": replay}
+    return {"data": {"schema": "s", "payload": {"ChangeEventHeader": header} | body, "event": event}, "channel": "/data/ChangeEvents"}
 
 
 @asynccontextmanager
@@ -118,10 +168,10 @@ async def connected(desk: Desk, task: "asyncio.Task[None] | None" = None, channe
 
 async def inbound(settings: Settings, *sobjects: str, bulk: bool = False) -> list[Record]:
     """Records of in-topics of connection acme."""
-    topics = Topics(settings.installation)
+    names = Topics(settings.installation)
     found: list[Record] = []
     for sobject in sobjects:
-        found += await read_all(settings, topics.inbound(f"acme/{sobject}", bulk=bulk))
+        found += await read_all(settings, names.inbound(f"acme/{sobject}", bulk=bulk))
     return found
 
 

@@ -1,0 +1,207 @@
+"""The fetch agent: reads records again by id, and hands the rows back through the in-topic, where one place merges and maps.
+
+It asks for what an event did not tell (an incomplete record, relationship fields, a redrive). It decides nothing about the rows and calls
+no target. A Salesforce that is away stalls this agent only.
+"""
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import orjson
+
+from agents.guard import Guard, dead_letter_output, per_record, split
+from models.envelope import Envelope, Kind, Reason
+from models.errors import PermanentError, SettingsError, TemporaryError
+from models.flow import Flow, Salesforce
+from models.settings import Settings
+from streams import metrics
+from streams.engine.stage import Chunk, Output, Partition, Record, Result, Stage
+from streams.publish import MAX_RECORD
+from streams.salesforce.auth import Login
+from streams.salesforce.messages import id18
+from streams.salesforce.positions import Durable, Positions
+from streams.salesforce.rest import IDS_PER_CALL, Rest, Row, check_id
+from streams.topics import Topics
+
+CALLS = 2
+"""Calls of one sObject at a time: ids that come meanwhile share the next call, a single id is read at once."""
+CALL_SECONDS = 300.0
+STAGE = "fetch"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One record of `fetch.<connection>`: {"sobject", "id"}; reason, run and route come from its headers and go back with the row."""
+
+    record: Record
+    sobject: str
+    id: str
+    reason: Reason
+    run: str | None
+    route: str | None
+
+
+@dataclass(slots=True)
+class _Read:
+    """What one call found: rows by id, where the channel stood before it, the source's second."""
+
+    durable: Durable
+    rows: dict[str, Row]
+    second: int
+
+
+@dataclass(slots=True)
+class _Batch:
+    ids: dict[str, None] = field(default_factory=dict)
+    task: "asyncio.Task[_Read] | None" = None
+
+
+def fetch_stage(connection: str, flow: Flow, settings: Settings, fields: Mapping[str, Sequence[str]]) -> Stage:
+    """The stage that answers `fetch.<connection>`; `fields`: columns to read, by source. Raises SettingsError for an unknown connection."""
+    topics = Topics(settings.installation)
+    agent = Fetch(connection, flow, settings, fields)
+    return Stage(
+        name=f"fetch.{connection}", live=(topics.fetch(connection),), bulk=(), handler=agent, live_records=2 * IDS_PER_CALL, depth=1
+    )
+
+
+class Fetch:
+    """Handler of the stage. Makes its clients at the first chunk."""
+
+    def __init__(
+        self, connection: str, flow: Flow, settings: Settings, fields: Mapping[str, Sequence[str]], *, guard: Guard | None = None
+    ) -> None:
+        config = flow.connections.get(connection)
+        if not isinstance(config, Salesforce):
+            raise SettingsError(f"{connection} is no Salesforce connection of the flow: nothing can be fetched from it")
+        self._connection, self._config, self._fields = connection, config, fields
+        self._sobjects = frozenset(flow.sobjects(connection))
+        self._topics = Topics(settings.installation)
+        self._guard = guard or Guard(STAGE, connection)
+        self._rest = Rest(connection, config, Login(connection, config, flow.folder))
+        self._positions = Positions(settings)
+        self._open: dict[str, _Batch] = {}
+        self._slots: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(CALLS))
+
+    async def close(self) -> None:
+        """Close its clients."""
+        await self._positions.stop()
+
+    async def __call__(self, chunk: Chunk, partition: Partition) -> Result:
+        dead: list[Output] = []
+        wanted: dict[str, dict[str, list[Request]]] = defaultdict(lambda: defaultdict(list))
+        for record in chunk.records:
+            request = per_record(STAGE, record, partial(self._parse, record), topics=self._topics, redrive_to=chunk.topic, dead=dead)
+            if request is not None and not any(_same(request, other) for other in wanted[request.sobject][request.id]):
+                wanted[request.sobject][request.id].append(request)
+        outputs: list[Output] = []
+        for sobject, by_id in wanted.items():
+            ids = list(by_id)
+            for start in range(0, len(ids), IDS_PER_CALL):
+                await self._answer(partition, sobject, {i: by_id[i] for i in ids[start : start + IDS_PER_CALL]}, outputs, dead)
+        return Result(outputs=[*outputs, *dead])
+
+    def _parse(self, record: Record) -> Request:
+        """Raises PermanentError, and what orjson raises."""
+        body = orjson.loads(record.value or b"")
+        if not isinstance(body, dict) or not isinstance(body.get("id"), str) or not isinstance(body.get("sobject"), str):
+            raise PermanentError('a fetch request must be {"sobject": …, "id": …}')
+        if body["sobject"] not in self._sobjects:
+            raise PermanentError(
+                f"no route reads '{body['sobject'][:60]}' of {self._connection}: name it in a route's `from:`, then redrive"
+            )
+        headers = dict(record.headers)
+
+        def text(name: str) -> str | None:
+            return None if (raw := headers.get(name)) is None else raw.decode()
+
+        return Request(record, body["sobject"], id18(check_id(body["id"])), Reason(text("reason") or "fetch"), text("run"), text("route"))
+
+    async def _answer(
+        self, partition: Partition, sobject: str, requests: Mapping[str, Sequence[Request]], outputs: list[Output], dead: list[Output]
+    ) -> None:
+        def give_up(ids: Sequence[str], error: PermanentError | TemporaryError) -> None:
+            for request in (r for i in ids for r in requests[i]):
+                letter = dead_letter_output(
+                    STAGE, request.record, error, topics=self._topics, redrive_to=request.record.topic, route=request.route
+                )
+                dead.append(letter)
+            metrics.FETCHED.labels(self._connection, sobject, "dead").inc(len(ids))
+
+        async def some(ids: Sequence[str]) -> None:
+            try:
+                found = await self._guard.call(partition, partial(self._read, sobject, ids), self._probe, CALL_SECONDS)
+            except PermanentError as error:
+                if error.field is None:
+                    raise  # may be the fault of one id: split
+                give_up(ids, error)  # a field that is not there is everybody's
+                return
+            for record_id in ids:
+                self._rows(sobject, record_id, requests[record_id], found, outputs, dead)
+
+        await split(list(requests), some, lambda record_id, error: give_up([record_id], error))
+
+    def _rows(
+        self, sobject: str, record_id: str, requests: Sequence[Request], found: _Read, outputs: list[Output], dead: list[Output]
+    ) -> None:
+        row = found.rows.get(record_id)
+        value = orjson.dumps(row if row is not None else {"attributes": {"type": sobject}, "Id": record_id})
+        topic = self._topics.inbound(f"{self._connection}/{sobject}")
+        metrics.FETCHED.labels(self._connection, sobject, "gone" if row is None else "row").inc()
+        for request in requests:
+            if len(value) + 2_000 > MAX_RECORD:
+                error = PermanentError(f"the row is too large for Kafka ({len(value):,} bytes): map fewer large fields of {sobject}")
+                dead.append(dead_letter_output(STAGE, request.record, error, topics=self._topics, redrive_to=request.record.topic))
+                continue
+            envelope = Envelope(
+                kind=Kind.ROW,
+                reason=request.reason,
+                received=int(time.time() * 1000),
+                channel=found.durable.channel,
+                epoch=found.durable.epoch,
+                began=found.durable.position,
+                gone=found.second if row is None else None,
+                run=request.run,
+                route=request.route,
+            )
+            outputs.append(Output(topic, record_id.encode(), value, envelope.headers()))
+
+    async def _probe(self) -> None:
+        """Whether the connection answers again."""
+        await self._rest.limits()
+
+    async def _read(self, sobject: str, ids: Sequence[str]) -> _Read:
+        """Rows of these ids, in a call shared with the other partitions. Raises the classes of Rest."""
+        batch = self._open.get(sobject)
+        if batch is None or len(batch.ids.keys() | set(ids)) > IDS_PER_CALL:
+            batch = self._open[sobject] = _Batch()
+            batch.task = asyncio.create_task(self._call(sobject, batch))
+            batch.task.add_done_callback(lambda task: task.cancelled() or task.exception())  # those who asked may be gone
+        batch.ids.update(dict.fromkeys(ids))
+        if batch.task is None:
+            raise RuntimeError("a batch without its task")
+        return await asyncio.shield(batch.task)
+
+    async def _call(self, sobject: str, batch: _Batch) -> _Read:
+        async with self._slots[sobject]:
+            if self._open.get(sobject) is batch:
+                del self._open[sobject]  # from here on nobody joins
+            durable = await self._positions.durable(self._connection, self._config.channels, sobject)
+            answer = await self._rest.by_ids(sobject, self._fields[f"{self._connection}/{sobject}"], list(batch.ids), "fetch")
+            return _Read(durable, {_id_of(row): row for row in answer.rows}, answer.second)
+
+
+def _id_of(row: Row) -> str:
+    found: Any = row.get("Id")
+    if not isinstance(found, str):
+        raise TemporaryError("Salesforce answered with a row that has no Id")
+    return id18(found)
+
+
+def _same(one: Request, other: Request) -> bool:
+    return (one.reason, one.run, one.route) == (other.reason, other.run, other.route)

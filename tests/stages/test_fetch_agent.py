@@ -1,0 +1,183 @@
+"""The fetch agent against a sandbox org: rows by id, gone ones, bad requests, an org that is away."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from agents.fetch import Fetch, fetch_stage
+from agents.guard import Guard
+from models.envelope import Envelope, Kind, Reason
+from models.settings import Settings
+from streams.engine.stage import Chunk, Output
+from streams.publish import Publisher
+from streams.salesforce.positions import Position, output
+from streams.topics import Topics
+from tests.support.memory import MemoryPartition, MemoryRecord
+from tests.support.salesforce import FIELDS, Desk, flow_for, installation, org
+
+pytestmark = pytest.mark.kafka
+
+
+@pytest.fixture
+async def settings(kafka: str, tmp_path: Path) -> AsyncIterator[Settings]:
+    async with installation(kafka, tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+async def desk() -> AsyncIterator[Desk]:
+    async with org() as found:
+        yield found
+
+
+class Bench:
+    """A fetch agent, and chunks for it."""
+
+    def __init__(self, settings: Settings, desk: Desk, fields: Any = FIELDS) -> None:
+        self.settings, self.topic = settings, Topics(settings.installation).fetch("acme")
+        guard = Guard("fetch", "acme", probe_seconds=0.2, base=0.05, cap=0.2)
+        self.agent = Fetch("acme", flow_for(desk.url), settings, fields, guard=guard)
+        self.offset = 0
+
+    def record(self, value: Any, headers: list[tuple[str, bytes]] | None = None) -> MemoryRecord:
+        self.offset += 1
+        raw = value if isinstance(value, bytes) else orjson.dumps(value)
+        return MemoryRecord(self.topic, self.offset, b"k", raw, headers or [("reason", b"fetch")])
+
+    async def ask(self, *values: Any, headers: list[tuple[str, bytes]] | None = None, partition: int = 0) -> tuple[list[Output], list[Any]]:
+        chunk = Chunk(self.topic, partition, [self.record(v, headers) for v in values])
+        result = await self.agent(chunk, MemoryPartition(partition))
+        inbound = Topics(self.settings.installation).inbound("acme/Contact")
+        rows = [o for o in result.outputs if o.topic == inbound]
+        return rows, [orjson.loads(o.value or b"") for o in result.outputs if o.topic not in (inbound,)]
+
+
+@pytest.fixture
+async def bench(settings: Settings, desk: Desk) -> AsyncIterator[Bench]:
+    found = Bench(settings, desk)
+    yield found
+    await found.agent.close()
+
+
+def envelope(out: Output) -> Envelope:
+    return Envelope.from_headers(out.headers)
+
+
+async def calls(desk: Desk) -> int:
+    return int((await desk.state())["counts"].get("rest requests", 0))
+
+
+async def test_a_record_comes_back_as_a_row_with_the_position_before_the_read(bench: Bench, desk: Desk) -> None:
+    person = await desk.create("Ames")
+    [row], dead = await bench.ask({"sobject": "Contact", "id": person})
+    found = envelope(row)
+    assert (dead, row.key, found.kind, found.reason, found.began, found.epoch, found.gone) == (
+        [],
+        person.encode(),
+        Kind.ROW,
+        Reason.FETCH,
+        -1,
+        1,
+        None,
+    )
+    assert orjson.loads(row.value or b"")["Id"] == person
+    stored = Position(3, 4711, 1, "00D", "x", 1, "new")
+    publisher = Publisher(bench.settings)
+    await publisher.send([output(Topics(bench.settings.installation), "acme", "/data/ChangeEvents", stored)])
+    await publisher.stop()
+    [row], _ = await bench.ask({"sobject": "Contact", "id": person})
+    assert (envelope(row).began, envelope(row).epoch, envelope(row).channel) == (4711, 3, "/data/ChangeEvents")
+
+
+async def test_run_and_route_of_a_request_come_back_with_the_row(bench: Bench, desk: Desk) -> None:
+    person = await desk.create("Ames")
+    [row], _ = await bench.ask({"sobject": "Contact", "id": person}, headers=[("reason", b"redrive"), ("run", b"r1"), ("route", b"people")])
+    found = envelope(row)
+    assert (found.reason, found.run, found.route) == (Reason.REDRIVE, "r1", "people")
+
+
+async def test_the_same_id_twice_in_a_chunk_is_read_and_answered_once(bench: Bench, desk: Desk) -> None:
+    person = await desk.create("Ames")
+    rows, _ = await bench.ask(*[{"sobject": "Contact", "id": person}] * 3, {"sobject": "Contact", "id": person[:15]})
+    assert len(rows) == 1
+
+
+async def test_an_id_that_is_not_there_is_gone_and_a_deleted_one_says_so(bench: Bench, desk: Desk) -> None:
+    person = await desk.create("Ames")
+    await desk.call("POST", "transaction", changes=[{"op": "delete", "type": "Contact", "id": person}])
+    nobody = person[:-3][:-4] + "zzzz"
+    rows, dead = await bench.ask({"sobject": "Contact", "id": person}, {"sobject": "Contact", "id": nobody})
+    by_key = {(o.key or b"").decode()[:15]: o for o in rows}
+    assert dead == []
+    assert orjson.loads(by_key[person[:15]].value or b"")["IsDeleted"] is True
+    assert envelope(by_key[person[:15]]).gone is None
+    assert isinstance(envelope(by_key[nobody]).gone, int)
+    assert set(orjson.loads(by_key[nobody].value or b"")) == {"attributes", "Id"}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b"null",
+        b"{",
+        {"sobject": "Contact"},
+        {"sobject": "Contact", "id": 5},
+        {"sobject": "Contact", "id": ""},
+        {"sobject": "Contact", "id": "003' OR Name != '"},
+        {"sobject": "Contact", "id": "003" + "é" * 12},
+        {"sobject": "Contact", "id": "x" * 100_000},
+        {"sobject": "Nothing__c", "id": "003Qx00000Ke4RtIAJ"},
+        {"sobject": "Contact WHERE", "id": "003Qx00000Ke4RtIAJ"},
+    ],
+    ids=repr,
+)
+async def test_a_bad_request_is_a_dead_letter_and_its_neighbours_are_answered(bench: Bench, desk: Desk, bad: Any) -> None:
+    person = await desk.create("Ames")
+    rows, dead = await bench.ask(bad, {"sobject": "Contact", "id": person})
+    assert [o.key for o in rows] == [person.encode()]
+    [letter] = dead
+    assert (letter["stage"], letter["redrive_to"]) == ("fetch", bench.topic)
+
+
+async def test_a_field_that_is_not_there_makes_dead_letters_that_name_it(settings: Settings, desk: Desk) -> None:
+    bench = Bench(settings, desk, {"acme/Contact": ("Id", "Shoe_Size__c")})
+    try:
+        people = [await desk.create(f"Ames {n}") for n in range(3)]
+        before = await calls(desk)
+        rows, dead = await bench.ask(*({"sobject": "Contact", "id": p} for p in people))
+        assert rows == []
+        assert [letter["field"] for letter in dead] == ["Shoe_Size__c"] * 3
+        assert await calls(desk) - before == 1
+    finally:
+        await bench.agent.close()
+
+
+async def test_a_burst_shares_calls(bench: Bench, desk: Desk) -> None:
+    people = [await desk.create(f"Ames {n}") for n in range(40)]
+    await bench.ask({"sobject": "Contact", "id": people[0]})  # logged in
+    before = await calls(desk)
+    answers = await asyncio.gather(*(bench.ask({"sobject": "Contact", "id": p}, partition=n) for n, p in enumerate(people)))
+    assert sorted((o.key or b"").decode() for rows, _ in answers for o in rows) == sorted(people)
+    assert await calls(desk) - before <= 5
+
+
+@pytest.mark.parametrize(
+    ("fault", "options"), [("html-503", {"variant": "rest", "times": 3}), ("expire-token", {}), ("empty-body", {"variant": "rest"})]
+)
+async def test_an_org_that_is_away_is_waited_for(bench: Bench, desk: Desk, fault: str, options: dict[str, Any]) -> None:
+    person = await desk.create("Ames")
+    await desk.fault(fault, **options)
+    rows, dead = await bench.ask({"sobject": "Contact", "id": person})
+    assert (len(rows), dead) == (1, [])
+
+
+async def test_the_stage_reads_the_requests_of_its_connection(settings: Settings, desk: Desk) -> None:
+    stage = fetch_stage("acme", flow_for(desk.url), settings, FIELDS)
+    assert (stage.live, stage.bulk, stage.tables) == ((f"{settings.installation}.fetch.acme",), (), ())

@@ -1,0 +1,124 @@
+"""A snapshot into the bulk lane: every record once, with where the channel stood, also after kill -9."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import orjson
+import pytest
+
+from models.envelope import Kind, Reason
+from models.errors import PermanentError, SettingsError
+from models.settings import Settings
+from streams.publish import Publisher
+from streams.salesforce import snapshot
+from streams.salesforce.positions import Position, output
+from streams.salesforce.snapshot import run_snapshot, snapshot_runs
+from streams.topics import Topics
+from tests.support.salesforce import FIELDS, Desk, envelope_of, flow_for, inbound, installation, org, until
+from tests.support.subscriber_process import end, start
+
+pytestmark = pytest.mark.kafka
+RECORDS = 400
+
+
+@pytest.fixture
+async def settings(kafka: str, tmp_path: Path) -> AsyncIterator[Settings]:
+    async with installation(kafka, tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+async def desk() -> AsyncIterator[Desk]:
+    async with org(RECORDS) as found:
+        yield found
+
+
+async def contacts(desk: Desk) -> set[str]:
+    found = await desk.call("GET", "records?type=Contact")
+    return {r["Id"] for r in found["records"] if not r["IsDeleted"]}
+
+
+async def rows(settings: Settings) -> Counter[str]:
+    return Counter((r.key or b"").decode() for r in await inbound(settings, "Contact", bulk=True))
+
+
+async def test_every_live_record_is_in_the_bulk_lane_once_with_where_the_channel_stood(settings: Settings, desk: Desk) -> None:
+    publisher = Publisher(settings)
+    await publisher.send([output(Topics(settings.installation), "acme", "/data/ChangeEvents", Position(2, 4711, 9, "o", "i", 1, "new"))])
+    await publisher.stop()
+    seen: list[tuple[int, int]] = []
+    run = await run_snapshot(
+        settings, flow_for(desk.url), "acme/Contact", FIELDS["acme/Contact"], progress=lambda r: seen.append((r.rows, r.total))
+    )
+    wanted = await contacts(desk)
+    assert await rows(settings) == Counter(wanted)
+    assert (run.state, run.rows, run.total, seen[-1]) == ("done", len(wanted), len(wanted), (len(wanted), len(wanted)))
+    for record in await inbound(settings, "Contact", bulk=True):
+        found = envelope_of(record)
+        assert (found.kind, found.reason, found.run, found.began, found.epoch) == (Kind.ROW, Reason.SNAPSHOT, run.run, 4711, 2)
+        assert set(FIELDS["acme/Contact"]) <= set(orjson.loads(record.value or b""))
+    assert (await snapshot_runs(settings))[run.run] == run or (await snapshot_runs(settings))[run.run].state == "done"
+
+
+async def test_a_killed_snapshot_goes_on_behind_the_last_page_without_losing_or_doubling(
+    settings: Settings, desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow = flow_for(desk.url)
+    await desk.fault("slow", variant="rest", times=0, seconds=0.3)
+    first = await start(settings, flow, "snapshot", source="acme/Contact", log=tmp_path / "log", page=50)
+    await until(lambda: rows(settings), lambda found: len(found) >= 100)
+    assert await end(first, kill=True) == -9
+    before = await rows(settings)
+    assert 100 <= len(before) < RECORDS / 2
+    await desk.call("DELETE", "faults?name=slow")
+    monkeypatch.setattr(snapshot, "PAGE", 50)
+    run = await run_snapshot(settings, flow, "acme/Contact", FIELDS["acme/Contact"])
+    assert (run.state, run.rows) == ("done", len(await contacts(desk)))
+    assert await rows(settings) == Counter(await contacts(desk))
+    assert len(await snapshot_runs(settings)) == 1
+
+
+async def test_a_stopped_snapshot_says_how_far_it_is_and_goes_on(settings: Settings, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshot, "PAGE", 50)
+    stop = asyncio.Event()
+    flow, fields = flow_for(desk.url), FIELDS["acme/Contact"]
+    half = await run_snapshot(settings, flow, "acme/Contact", fields, stop=stop, progress=lambda r: stop.set() if r.rows >= 100 else None)
+    assert half.state == "running"
+    assert half.rows < len(await contacts(desk))
+    whole = await run_snapshot(settings, flow, "acme/Contact", fields)
+    assert (whole.run, whole.state) == (half.run, "done")
+    assert await rows(settings) == Counter(await contacts(desk))
+
+
+async def test_a_field_that_does_not_exist_ends_the_run_and_says_which(settings: Settings, desk: Desk) -> None:
+    with pytest.raises(PermanentError, match="Shoe_Size__c"):
+        await run_snapshot(settings, flow_for(desk.url), "acme/Contact", ["Id", "Shoe_Size__c"])
+    [run] = (await snapshot_runs(settings)).values()
+    assert run.state == "failed"
+    assert "Shoe_Size__c" in run.why
+
+
+@pytest.mark.parametrize("source", ["acme/Lead", "acme", "other/Contact", "", "acme/Contact WHERE"])
+async def test_a_source_that_no_route_reads_is_refused(settings: Settings, desk: Desk, source: str) -> None:
+    with pytest.raises(SettingsError, match="no route reads"):
+        await run_snapshot(settings, flow_for(desk.url), source, ["Id"])
+
+
+async def test_an_org_without_such_records_is_done_at_once(settings: Settings) -> None:
+    async with org(0) as empty:
+        run = await run_snapshot(settings, flow_for(empty.url), "acme/Contact", FIELDS["acme/Contact"])
+    assert (run.state, run.rows) == ("done", 0)
+
+
+async def test_faults_of_rest_are_waited_out(settings: Settings, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshot, "PAGE", 100)
+    await desk.call("POST", "settings", page_size=30)  # several replies a page
+    await desk.fault("html-503", variant="rest", times=2)
+    stop = asyncio.Event()
+    work = asyncio.create_task(run_snapshot(settings, flow_for(desk.url), "acme/Contact", FIELDS["acme/Contact"], stop=stop))
+    await desk.fault("expire-token")
+    run = await work
+    assert run.state == "done"
+    assert await rows(settings) == Counter(await contacts(desk))

@@ -1,0 +1,57 @@
+"""A subscriber, or a snapshot, as a process of its own, for tests that kill it: `python -m tests.support.subscriber_process '{…}'`.
+
+Given as JSON: settings (by variable name), flow, what ("subscribe" | "snapshot"), and the options of that function.
+"""
+
+import asyncio
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from models.flow import Flow
+from models.settings import Settings
+from streams.salesforce import snapshot
+from streams.salesforce.snapshot import run_snapshot
+from streams.salesforce.subscriber import run_subscriber
+from tests.support.salesforce import FIELDS
+
+
+async def main(given: dict[str, Any]) -> None:
+    settings, flow, options = Settings(**given["settings"]), Flow.model_validate(given["flow"]), given["options"]
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    if given["what"] == "subscribe":
+        await run_subscriber(settings, flow, "acme", FIELDS, stop=stop, **options)
+    else:
+        snapshot.PAGE = options.pop("page", snapshot.PAGE)
+        await run_snapshot(settings, flow, given["source"], FIELDS[given["source"]], stop=stop, **options)
+
+
+async def start(settings: Settings, flow: Flow, what: str, *, source: str = "", log: Path, **options: Any) -> asyncio.subprocess.Process:
+    """Start one; its log goes to a file."""
+    named = {
+        "KAFKA_BOOTSTRAP_SERVERS": settings.kafka,
+        "HEADRACE_INSTALLATION": settings.installation,
+        "HEADRACE_PARTITIONS": settings.partitions,
+    }
+    shown = flow.model_dump(mode="json", by_alias=True)
+    shown["connections"]["acme"]["auth"]["client_secret"] = flow.connections["acme"].auth.client_secret.get_secret_value()  # type: ignore[union-attr]
+    given = {"settings": named, "flow": shown, "what": what, "source": source, "options": options}
+    with log.open("ab") as out:
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "tests.support.subscriber_process", orjson.dumps(given).decode(), stdout=out, stderr=out
+        )
+
+
+async def end(process: asyncio.subprocess.Process, kill: bool = False) -> int:
+    """SIGTERM, or SIGKILL; its exit status."""
+    if process.returncode is None:
+        process.kill() if kill else process.terminate()
+    return await process.wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(orjson.loads(sys.argv[1])))
