@@ -1,9 +1,11 @@
 """Who works on which partition number: partition p of every topic goes to one member, and stays there where it can.
 
-Speaks only to itself (no mixing with other assignors in the group). A topic is never skipped: topics exist before anyone joins, and one that
-does not, or has another number of partitions, ends the process that leads the assignment. A topic that a member does not (yet, or any longer)
-subscribe to is left out of that member's share: nobody may process it without the tables beside it.
+Speaks only to itself (no mixing with other assignors in the group). A topic is never skipped: topics exist before anyone joins, and
+one that does not, or has another number of partitions, ends the process that leads the assignment. A topic that a member does not
+(yet, or any longer) subscribe to is left out of that member's share: nobody may process it without the tables beside it.
 """
+
+# ruff: noqa: ARG002 - the arguments are Faust's
 
 import json
 from collections.abc import Iterable, Mapping, Set

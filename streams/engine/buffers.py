@@ -1,7 +1,7 @@
 """What was fetched and not yet handed out, and which chunk is next. Pure: no Kafka, no Faust, no clock.
 
-Invariants: at most `depth` chunks of a stage and partition number are out; live before bulk: a bulk chunk goes out only while no live record
-of that stage and partition number waits, and never takes the last place of the depth; records of one topic and partition go out in order.
+Invariants: at most `depth` chunks of a stage and partition number are out; live before bulk: a bulk chunk goes out only while no live
+record of that stage and partition number waits, and never takes the last place of the depth; records of a partition go out in order.
 """
 
 from collections import deque

@@ -1,9 +1,10 @@
 """What this process owns and how it comes and goes: takeover, hand-out, drain, release.
 
 Invariants:
-- Takeover of a partition number fences first (a producer for every stage), then reads committed offsets and recovers the stores, then works.
-- A number that comes back in the very next generation, and whose work was all committed, keeps its producers and stores: nobody else can have
-  had it in between.
+- Takeover of a partition number fences first (a producer for every stage), then reads committed offsets and recovers the stores,
+  then works.
+- A number that comes back in the very next generation, and whose work was all committed, keeps its producers and stores: nobody
+  else can have had it in between.
 - Hand-out happens only between `begin_takeover`'s end and the next `drain`; chunks of another generation are dropped unseen.
 - What is not drained in time is abandoned: its tasks are cancelled, its producers given up, its stores closed and recovered anew.
 """
@@ -88,6 +89,12 @@ class Engine:
         """Our share of all partition numbers."""
         return max(len(self._holdings), 1) / self.partitions
 
+    @property
+    def _kafka(self) -> AIOKafkaConsumer:
+        if self.consumer is None:
+            raise FatalError("partitions were assigned before the consumer started")
+        return self.consumer
+
     # the way of a chunk
 
     def accept(self, chunk: Chunk, generation: int) -> None:
@@ -101,7 +108,7 @@ class Engine:
             self.wake.set()
 
     def _given_up(self, _work: Work) -> None:
-        # No heartbeat was answered for a session timeout, and no rebalance began yet: ask for one, it takes over anew from what is committed.
+        # No heartbeat was answered for a session timeout, and no rebalance began yet: ask for one, it takes over from what is committed.
         if self.consumer is not None:
             self.consumer._coordinator.request_rejoin()
 
@@ -166,9 +173,8 @@ class Engine:
     async def _open(self, offsets: Mapping[TopicPartition, int], generation: int) -> None:
         async with self.fetching:  # nobody takes records between the seek and the new generation
             self.buffers.clear()
-            assert self.consumer is not None
             for tp, offset in offsets.items():
-                self.consumer.seek(tp, offset)
+                self._kafka.seek(tp, offset)
                 ground = self._holdings[tp.partition].grounds[self.buffers.stage_of(tp.topic).name]
                 ground.committed[tp.topic] = offset
             for holding in self._holdings.values():
@@ -210,10 +216,9 @@ class Engine:
 
     async def _offsets(self, assigned: set[TopicPartition]) -> dict[TopicPartition, int]:
         """Next offset to read of each partition. Raises FatalError where the log no longer holds what was not read."""
-        assert self.consumer is not None
         parts = [TopicPartition(tp.topic, tp.partition) for tp in assigned]
-        found = await self.consumer._coordinator.fetch_committed_offsets(parts)
-        begins, ends = await self.consumer.beginning_offsets(parts), await self.consumer.end_offsets(parts)
+        found = await self._kafka._coordinator.fetch_committed_offsets(parts)
+        begins, ends = await self._kafka.beginning_offsets(parts), await self._kafka.end_offsets(parts)
         offsets = {}
         for tp in parts:
             committed = found[tp].offset if tp in found else -1

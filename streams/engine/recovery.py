@@ -1,7 +1,8 @@
 """Brings stores up to the end of their changelogs, by a consumer of its own that belongs to no group.
 
-Over when the POSITION reaches the end: a transaction ends in a control record, which is an offset without an event. Every producer that writes
-the changelog was fenced before, so nothing is open and the end is final. Any error here is the caller's to let out: it ends the process.
+Over when the POSITION reaches the end: a transaction ends in a control record, which is an offset without an event. Every producer that
+writes the changelog was fenced before, so nothing is open and the end is final. Any error here is the caller's to let out: it ends the
+process.
 """
 
 import time

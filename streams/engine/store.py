@@ -1,8 +1,8 @@
 """State of one partition of one table, on disk or in memory, always equal to its changelog up to a persisted offset.
 
-Invariants: the disk holds committed values only. What a chunk changed is kept in memory (`stage`) and read from there until its transaction is
-through; then it is written together with the persisted offset in one batch (`apply`). The persisted offset never passes the changelog record
-of a transaction that is still open: several stages may write one table, each in its own transactions.
+Invariants: the disk holds committed values only. What a chunk changed is kept in memory (`stage`) and read from there until its
+transaction is through; then it is written together with the persisted offset in one batch (`apply`). The persisted offset never passes
+the changelog record of a transaction that is still open: several stages may write one table, each in its own transactions.
 """
 
 import shutil

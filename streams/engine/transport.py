@@ -4,6 +4,8 @@ Runs on the worker's own loop. Offsets are committed by the stages' transactions
 none. The consumer is read_committed and never resets a position by itself: an offset outside the log is fatal.
 """
 
+# ruff: noqa: ARG002 - the arguments are Faust's
+
 import asyncio
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar

@@ -1,8 +1,8 @@
 """One stage on one partition number: chunk → handler → transaction → commit, one chunk after another.
 
-Invariants: the handler never sees two chunks at once; transactions are committed in the order of the chunks; the next chunk may be handled while
-the one before commits, and reads its changes; an error out of the handler or a transaction ends the process, unless the partition was
-abandoned: then nothing of it counts, since whoever has it now has fenced our producer.
+Invariants: the handler never sees two chunks at once; transactions are committed in the order of the chunks; the next chunk may be
+handled while the one before commits, and reads its changes; an error out of the handler or a transaction ends the process, unless the
+partition was abandoned: then nothing of it counts, since whoever has it now has fenced our producer.
 """
 
 import asyncio

@@ -1,0 +1,129 @@
+"""Which chunk is handed out next."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streams.engine.buffers import Buffers
+from streams.engine.stage import Chunk, Partition, Result, Stage
+
+
+@dataclass
+class Fake:
+    topic: str
+    offset: int
+    partition: int = 0
+    timestamp: int = 0
+    key: bytes | None = b"k"
+    value: bytes | None = b"v"
+    headers: Sequence[tuple[str, bytes]] = field(default_factory=list)
+
+
+async def nothing(_chunk: Chunk, _partition: Partition) -> Result:
+    return Result()
+
+
+def buffers(**limits: Any) -> Buffers:
+    return Buffers([Stage("s", ("a", "b"), ("a.bulk",), nothing, **limits)])
+
+
+def records(topic: str, start: int, count: int, size: int = 1) -> list[Fake]:
+    return [Fake(topic, n, value=b"v" * size) for n in range(start, start + count)]
+
+
+def taken(b: Buffers) -> list[tuple[str, int, int]]:
+    return [(c.topic, c.records[0].offset, len(c.records)) for c in b.next()]
+
+
+def test_at_most_depth_chunks_of_a_partition_are_out_until_one_is_done() -> None:
+    b = buffers(live_records=10, depth=2)
+    b.add("a", 0, records("a", 0, 35))
+    b.add("a", 1, records("a", 0, 5))
+    assert taken(b) == [("a", 0, 10), ("a", 10, 10), ("a", 0, 5)]
+    assert taken(b) == []
+    b.done("s", 0)
+    assert taken(b) == [("a", 20, 10)]
+
+
+def test_bulk_waits_while_a_live_record_of_that_partition_number_waits_and_only_there() -> None:
+    b = buffers(live_records=10, bulk_records=5, depth=2)
+    for number in (0, 1):
+        b.add("a.bulk", number, records("a.bulk", 0, 20))
+    b.add("a", 0, records("a", 0, 30))
+    assert taken(b) == [("a", 0, 10), ("a", 10, 10), ("a.bulk", 0, 5)]
+    b.done("s", 0)
+    assert taken(b) == [("a", 20, 10)]
+
+
+def test_bulk_leaves_the_last_place_of_the_depth_to_live() -> None:
+    b = buffers(bulk_records=5, depth=2)
+    b.add("a.bulk", 0, records("a.bulk", 0, 20))
+    assert taken(b) == [("a.bulk", 0, 5)]
+    b.add("a", 0, records("a", 0, 1))
+    assert taken(b) == [("a", 0, 1)]
+
+
+def test_with_depth_one_bulk_still_goes_on() -> None:
+    b = buffers(bulk_records=5, depth=1)
+    b.add("a.bulk", 0, records("a.bulk", 0, 6))
+    assert taken(b) == [("a.bulk", 0, 5)]
+    b.done("s", 0)
+    assert taken(b) == [("a.bulk", 5, 1)]
+
+
+def test_live_topics_take_turns() -> None:
+    b = buffers(live_records=1, depth=4)
+    b.add("a", 0, records("a", 0, 9))
+    b.add("b", 0, records("b", 0, 9))
+    assert [topic for topic, _, _ in taken(b)] == ["a", "b", "a", "b"]
+
+
+def test_a_chunk_is_bounded_in_bytes_but_a_record_larger_than_that_still_goes_alone() -> None:
+    b = buffers(max_bytes=1000, depth=9)
+    b.add("a", 0, [*records("a", 0, 3, 300), *records("a", 3, 1, 5000), *records("a", 4, 1, 1)])
+    assert taken(b) == [("a", 0, 2), ("a", 2, 1), ("a", 3, 1), ("a", 4, 1)]
+
+
+def test_more_is_wanted_only_when_nothing_waits_and_a_place_is_free() -> None:
+    b = buffers(live_records=1, depth=1)
+    assert b.wants("a", 0)
+    b.add("a", 0, records("a", 0, 1))
+    assert not b.wants("a", 0)
+    assert b.wants("b", 0)
+    assert taken(b) == [("a", 0, 1)]
+    assert not b.wants("a", 0)
+    b.done("s", 0)
+    assert b.wants("a", 0)
+
+
+def test_a_topic_read_by_two_stages_is_refused() -> None:
+    with pytest.raises(ValueError, match="read by two stages"):
+        Buffers([Stage("s", ("a",), (), nothing), Stage("t", (), ("a",), nothing)])
+
+
+@given(st.lists(st.tuples(st.sampled_from(["a", "b", "a.bulk"]), st.integers(0, 2), st.integers(1, 30)), max_size=20), st.integers(1, 4))
+def test_everything_added_goes_out_once_and_in_order(adds: list[tuple[str, int, int]], depth: int) -> None:
+    b = buffers(live_records=7, bulk_records=3, depth=depth)
+    added: dict[tuple[str, int], int] = {}
+    seen: dict[tuple[str, int], list[int]] = {}
+    out: list[int] = []
+
+    def hand_out() -> None:
+        for chunk in list(b.next()):
+            out.append(chunk.partition)
+            seen.setdefault((chunk.topic, chunk.partition), []).extend(r.offset for r in chunk.records)
+
+    for topic, number, count in adds:
+        start = added.get((topic, number), 0)
+        b.add(topic, number, records(topic, start, count))
+        added[topic, number] = start + count
+        hand_out()
+    while out:
+        b.done("s", out.pop())
+        hand_out()
+    assert seen == {key: list(range(count)) for key, count in added.items()}
+    assert not any(b.busy("s", number) for number in range(3))
