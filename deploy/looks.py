@@ -21,6 +21,7 @@ from models.settings import Settings
 from streams.status import collect
 
 EVERY = 2.0
+BEGINNING = 120
 
 
 def status(flow_path: Path | None, watch: bool, as_json: bool) -> int:
@@ -75,8 +76,12 @@ def dead_letters(cause: str | None, as_json: bool) -> int:
     if not letters:
         print("No dead letters." if cause is None else f"No dead letters of a cause that begins with {cause!r}.")
         return 0
-    Console().print(_each(letters) if cause is not None else _grouped(letters))
-    print("\nredrive one after its cause is mended: headrace redrive ID" if cause else "\none by one: headrace dead-letters --cause CAUSE")
+    if cause is None:
+        Console().print(_grouped(letters))
+        print("\none by one: headrace dead-letters --cause CAUSE")
+    else:
+        Console(soft_wrap=True).print(_each(letters), end="")
+        print("\nafter the cause is mended: headrace redrive ID, or all of them: headrace redrive CAUSE")
     return 0
 
 
@@ -89,14 +94,18 @@ def _grouped(letters: Sequence[DeadLetter]) -> Table:
     return table
 
 
-def _each(letters: Sequence[DeadLetter]) -> Table:
-    table = _table("dead letters", "id", "record", "field", "tries>", "when>", "reason", "begins")
+def _each(letters: Sequence[DeadLetter]) -> Text:
+    """One block each, ids whole: they are copied into `headrace redrive`."""
+    text = Text()
     for letter in letters:
-        key = (letter.original_key or b"").decode(errors="replace")
-        value = (letter.original_value or b"")[:80].decode(errors="replace")
-        shown = [Text(letter.id), Text(key), Text(letter.field or "-"), Text(str(letter.attempts))]
-        table.add_row(*shown, _ago(letter.at), Text(letter.reason), Text(printable(value)))
-    return table
+        key = printable((letter.original_key or b"").decode(errors="replace"))
+        value = printable((letter.original_value or b"")[:BEGINNING].decode(errors="replace"))
+        tries = f", {letter.attempts} attempts" if letter.attempts > 1 else ""
+        text.append(f"{printable(letter.id)}\n", "bold")
+        text.append(f"  {letter.stage}, route {letter.route or '-'}, cause {letter.cause}, {_ago(letter.at)}{tries}\n")
+        text.append(f"  {printable(letter.reason)}\n", "red")
+        text.append(f"  record {key}{f', field {printable(letter.field)}' if letter.field else ''}: {value or 'no value'}\n", "dim")
+    return text
 
 
 def _ago(at: int) -> str:

@@ -82,8 +82,8 @@ def redrive(flow_path: Path | None, what: str, as_json: bool) -> int:
     done = asyncio.run(send_again(settings, flow, what))
     sentence = "\n".join(
         [
-            f"{len(done.sent):,} dead letters are on their way again (run {done.run}).",
-            *(f"stays: {i}: {why}" for i, why in done.left.items()),
+            f"{len(done.sent):,} sent once more (run {done.run}).",
+            *(f"stays dead: {i}: {why}" for i, why in done.left.items()),
         ]
     )
     _answer(as_json, {"run": done.run, "sent": list(done.sent), "left": dict(done.left)}, sentence)
