@@ -178,7 +178,7 @@ class Intake:
             kept, reason = None, f"{reason}; its {len(value):,} bytes are too many to be kept here"
         letter = dead_letter(
             stage="subscribe",
-            reason=reason,
+            reason=reason.encode(errors="replace").decode(),
             error=error,
             at=self._now,
             topic=f"{self.connection}{self.channel}",

@@ -1,0 +1,179 @@
+"""Messages of a poll become records, dead letters or counted drops; nothing vanishes, nothing comes twice, positions only move on."""
+
+import base64
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.envelope import Envelope, Kind
+from streams.publish import MAX_RECORD
+from streams.salesforce.cometd import loads
+from streams.salesforce.messages import Intake, Plan, dump, id18
+from streams.salesforce.positions import Position
+from streams.topics import Topics
+from tests.support.salesforce import change
+
+TOPICS = Topics("t")
+A, B = "003Qx00000Ke4RtIAJ", "003Qx00000Ke4RuIAJ"
+CONTACTS = "t.in.acme.Contact"
+
+
+def intake(position: int | None = 100, second: int | None = 1000) -> Intake:
+    at = Position(1, position, second, "00D", "https://x", 5_000, "new")
+    return Intake("acme", "/data/ChangeEvents", TOPICS, {"Contact"}, at)
+
+
+def records(plan: Plan) -> list[tuple[str, int, int, int]]:
+    found = [(o, Envelope.from_headers(o.headers)) for o in plan.outputs if o.topic == CONTACTS]
+    return [((o.key or b"").decode(), e.epoch, e.position or 0, e.index) for o, e in found]
+
+
+def dead(plan: Plan) -> list[Any]:
+    return [orjson.loads(o.value or b"") for o in plan.outputs if o.topic == TOPICS.dead_letters]
+
+
+def test_an_event_keeps_its_message_and_carries_what_we_know() -> None:
+    message = change(A, second=1001, replay=101, Title="x")
+    [out] = intake().plan([message], 42).outputs
+    assert orjson.loads(out.value or b"") == message
+    assert Envelope.from_headers(out.headers) == Envelope(
+        kind=Kind.CHANGE, reason=Envelope.from_headers(out.headers).reason, received=42, channel="/data/ChangeEvents", epoch=1, position=101
+    )
+
+
+def test_a_merged_event_is_one_record_per_id_with_its_index() -> None:
+    assert records(intake().plan([change(A, B, second=1001, replay=101)], 0)) == [(A, 1, 101, 0), (B, 1, 101, 1)]
+
+
+def test_copies_of_a_large_merged_event_grow_with_its_ids_not_with_their_square() -> None:
+    ids = [id18(f"003Qx0000{n:06d}") for n in range(2000)]
+    plan = intake().plan([change(*ids, second=1001, replay=101, Title="x")], 0)
+    assert [key for key, *_ in records(plan)] == ids
+    assert all(len(o.value or b"") < 1500 for o in plan.outputs)
+    assert orjson.loads(plan.outputs[SHARED_IDS + 1].value or b"")["data"]["payload"]["ChangeEventHeader"]["recordIds"] == [
+        ids[SHARED_IDS + 1]
+    ]
+
+
+def test_repeats_are_dropped_and_counted() -> None:
+    at = intake()
+    plan = at.plan([change(A, second=1001, replay=101)] * 2 + [change(A, second=1000, replay=100), change(A, second=999, replay=7)], 0)
+    assert (records(plan), plan.repeats, at.position.position) == ([(A, 1, 101, 0)], 3, 101)
+
+
+def test_a_repeat_committed_a_second_later_than_its_neighbour_does_not_raise_the_epoch() -> None:
+    at = intake()
+    first, second = change(A, second=1002, replay=101), change(A, second=1001, replay=102)
+    at.plan([first, second], 0)
+    plan = at.plan([first], 0)
+    assert (plan.outputs, plan.repeats, at.position.epoch, at.position.position) == ([], 1, 1, 102)
+
+
+def test_ids_that_start_anew_raise_the_epoch() -> None:
+    at = intake()
+    plan = at.plan([change(A, second=2000, replay=5), change(A, second=2000, replay=6)], 0)
+    assert (records(plan), plan.epoch_rose) == ([(A, 2, 5, 0), (A, 2, 6, 0)], True)
+    assert (at.position.epoch, at.position.position, at.position.second) == (2, 6, 2000)
+
+
+def test_enriched_siblings_with_one_replay_id_all_come_in_also_over_two_polls() -> None:
+    at = intake()
+    assert records(at.plan([change(A, second=1001, replay=101)], 0)) == [(A, 1, 101, 0)]
+    plan = at.plan([change(B, second=1001, replay=101), change(A, second=1001, replay=101)], 0)
+    assert (records(plan), plan.repeats) == ([(B, 1, 101, 0)], 1)
+
+
+def test_a_reply_out_of_order_is_put_in_order() -> None:
+    messages = [change(A, second=1001, replay=n) for n in (105, 103, 104)]
+    assert [p for _, _, p, _ in records(intake().plan(messages, 0))] == [103, 104, 105]
+
+
+def test_before_the_first_position_what_is_older_than_the_start_is_dropped_without_becoming_a_position() -> None:
+    at = intake(None, None)
+    at.not_before = 900
+    plan = at.plan([change(A, second=899, replay=1)], 0)
+    assert (plan.outputs, plan.old, at.position.position) == ([], 1, None)
+    assert records(at.plan([change(A, second=900, replay=2), change(A, second=899, replay=3)], 0)) == [(A, 1, 2, 0), (A, 1, 3, 0)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "ids", "number"),
+    [
+        ("GAP_UPDATE", (A, B), 2),
+        ("GAP_CREATE", (A,), 1),
+        ("GAP_OVERFLOW", ("000000000000000AAA",), 1),
+        ("UPDATE", ("003*",), 1),
+    ],
+)
+def test_what_must_be_read_again_is_a_dead_letter_per_record_with_its_bytes(kind: str, ids: tuple[str, ...], number: int) -> None:
+    at, message = intake(), change(*ids, second=1001, replay=101, kind=kind)
+    plan = at.plan([message], 0)
+    letters = dead(plan)
+    assert (records(plan), len(letters), at.position.position, plan.dead["NeedsReread"]) == ([], number, 101, number)
+    assert len({letter["id"] for letter in letters}) == number
+    assert all("needs re-read" in letter["reason"] and letter["redrive_to"] == CONTACTS for letter in letters)
+    assert all(orjson.loads(base64.b64decode(letter["value"])) == message for letter in letters)
+
+
+def test_an_object_that_no_route_reads_is_counted_and_the_position_moves() -> None:
+    at = intake()
+    plan = at.plan([change("00QQx00000Lm5NzMAJ", second=1001, replay=101, sobject="Lead")], 0)
+    assert (plan.outputs, plan.unrouted, at.position.position) == ([], 1, 101)
+
+
+DAMAGED: list[Any] = [
+    None,
+    [],
+    "x",
+    5,
+    {},
+    {"data": None},
+    {"data": {"event": {"replayId": 101}}},
+    {"data": {"event": {"replayId": 101}, "payload": {"ChangeEventHeader": []}}},
+    {"data": {"event": {"replayId": True}, "payload": {}}},
+    {"data": {"event": {"replayId": -5}, "payload": change(A, second=1, replay=1)["data"]["payload"]}},
+    change(second=1001, replay=101),
+    change(A, second=1001, replay=101, kind="WHATEVER"),
+    change(A, second=1001, replay=101, sobject=""),
+    loads('{"data": {"event": {"replayId": 101}, "payload": "\\ud800"}}'),
+    change("not an id", second=1001, replay=101),
+    change("003Qx00000Ke4Rt\ud800AJ", second=1001, replay=101),
+]
+
+
+@pytest.mark.parametrize("message", DAMAGED, ids=range(len(DAMAGED)))
+def test_a_damaged_message_is_a_dead_letter_with_its_bytes_and_its_neighbours_come_in(message: Any) -> None:
+    at = intake()
+    plan = at.plan([message, change(A, second=1001, replay=102)], 0)
+    [letter] = dead(plan)
+    assert base64.b64decode(letter["value"]) == dump(message)
+    assert (records(plan), at.position.position) == ([(A, 1, 102, 0)], 102)
+
+
+def test_an_event_too_large_for_kafka_is_a_dead_letter_that_fits() -> None:
+    plan = intake().plan([change(A, second=1001, replay=101, Description="x" * MAX_RECORD)], 0)
+    [letter] = dead(plan)
+    assert "too large" in letter["reason"]
+    assert sum(len(o.value or b"") for o in plan.outputs) < MAX_RECORD
+
+
+@given(st.lists(st.tuples(st.integers(90, 130), st.sampled_from([A, B])), max_size=30), st.integers(1, 5))
+def test_however_often_and_in_whatever_pieces_events_come_each_is_kept_once(events: list[tuple[int, str]], piece: int) -> None:
+    stream = sorted(dict.fromkeys(position for position, _ in events))
+    messages = [change(A, second=1000 + p, replay=p) for p in stream]
+    at, kept = intake(89, 1000), []
+    for start in range(0, len(messages), piece):
+        polls = messages[max(0, start - 2) : start + piece]  # each poll repeats the end of the one before
+        kept += [p for _, _, p, _ in records(at.plan(polls, 0))]
+    assert kept == stream
+    assert at.position.epoch == 1
+
+
+@pytest.mark.parametrize(
+    ("short", "long"), [("0015f00002JUZPD", "0015f00002JUZPDAA5"), ("001Qx00000Ab1Cd", "001Qx00000Ab1CdIAJ"), ("0" * 15, "0" * 15 + "AAA")]
+)
+def test_ids_of_15_characters_get_their_checksum(short: str, long: str) -> None:
+    assert (id18(short), id18(long)) == (long, long)
