@@ -146,7 +146,7 @@ def _refuse_what_is_gone(held: dict[TopicPartition, Span], begin: Bound) -> None
 async def _at(consumer: AIOKafkaConsumer, held: dict[TopicPartition, Span], bound: Bound, now: int) -> dict[TopicPartition, int]:
     if isinstance(bound, Spot):
         return {tp: min(bound.offset, span.end) for tp, span in held.items()}
-    if bound.ms >= now:
+    if bound.ms > now or (bound.ms == now and not bound.fixed):  # "now" is the end as it is, whatever the clocks of producers say
         return {tp: span.end for tp, span in held.items()}
     answer = await consumer.offsets_for_times(dict.fromkeys(held, bound.ms))
     return {tp: min(answer[tp].offset, span.end) if answer.get(tp) else span.end for tp, span in held.items()}

@@ -18,7 +18,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 from pydantic import BaseModel, ConfigDict
 
-from models.envelope import Envelope, EnvelopeError, Reason
+from models.envelope import Envelope, EnvelopeError, Kind, Reason
 from models.errors import PermanentError, SettingsError, TemporaryError
 from models.flow import Flow
 from models.settings import Settings
@@ -180,6 +180,8 @@ def _again(settings: Settings, topics: Topics, state: Replay, record: Record) ->
         if envelope.reason in NOT_AGAIN:
             state.skipped += 1
             return None
+        if envelope.kind is Kind.HOOK and envelope.position is None:  # its version is its offset: an old body must not become the newest
+            envelope = replace(envelope, position=record.offset)
         headers = replace(envelope, reason=Reason.REPLAY, run=state.run, route=state.route).headers()
         bulk = topics.inbound(topics.parse_inbound(record.topic).source, bulk=True)
         output = Output(bulk, record.key, record.value, headers, record.partition)

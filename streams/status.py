@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import orjson
@@ -134,7 +135,7 @@ async def collect(settings: Settings, flow: Flow) -> Status:
             if topics.processes in there:
                 processes = _processes((r.key, r.value) for r in await read_all(settings, topics.processes))
             if topics.dead_letters in there:
-                dead = _causes(r.value for r in await read_all(settings, topics.dead_letters))
+                dead = _causes((r.key, r.value) for r in await read_all(settings, topics.dead_letters))
             if topics.positions in there:
                 for key, p in (await read_positions(settings)).items():
                     stored[key] = (p.epoch, p.position, p.second, salesforce_loss(p))
@@ -204,15 +205,13 @@ def _processes(records: Iterable[tuple[bytes | None, bytes | None]]) -> list[Pro
     return sorted(found.values(), key=lambda p: (p.role, p.name))
 
 
-def _causes(values: Iterable[bytes | None]) -> list[Cause]:
-    """Open ones, the commonest first. The last record of an id counts; a tombstone closes it."""
-    letters: dict[str, DeadLetter] = {}
-    for value in values:
-        try:
-            letter = DeadLetter.model_validate_json(value or b"")
-        except ValueError:
-            continue
-        letters[letter.id] = letter
+def _causes(records: Iterable[tuple[bytes | None, bytes | None]]) -> list[Cause]:
+    """Open ones, the commonest first. The last record of an id counts; one without a value closes it (redriven)."""
+    letters: dict[bytes | None, DeadLetter] = {}
+    for key, value in records:
+        letters.pop(key, None)
+        with suppress(ValueError):
+            letters[key] = DeadLetter.model_validate_json(value or b"")
     groups: dict[str, list[DeadLetter]] = defaultdict(list)
     for letter in letters.values():
         groups[letter.cause].append(letter)

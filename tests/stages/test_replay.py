@@ -17,8 +17,9 @@ from models.errors import FatalError, SettingsError, TemporaryError
 from models.flow import Flow
 from models.settings import Settings
 from streams import replay
-from streams.bounds import iso
+from streams.bounds import Moment, iso
 from streams.engine.stage import Output, Record
+from streams.held import offsets
 from streams.kafka import client_options
 from streams.publish import Publisher, read_all
 from streams.replay import Replay, run_replay
@@ -112,6 +113,13 @@ async def test_every_source_of_the_route_comes_again(desk: Desk) -> None:
     assert (len(await desk.replayed()), len(await desk.replayed("shop"))) == (3, 4)
 
 
+async def test_a_hook_comes_again_with_the_version_of_its_first_coming(desk: Desk) -> None:
+    await desk.put("shop", Envelope(kind=Kind.HOOK, reason=Reason.LIVE, received=1, delivery="d"), values(20))
+    first = {r.value: r.offset for r in await read_all(desk.settings, desk.topics.inbound("shop"))}
+    await desk.replay(route="both")
+    assert {r.value: e.position for r, e in await desk.replayed("shop")} == first
+
+
 async def test_what_came_by_replay_or_redrive_is_left_out_and_a_second_replay_does_not_grow(desk: Desk) -> None:
     await desk.put("acme/Contact", CHANGE, values(5))
     await desk.put("acme/Contact", replace(CHANGE, reason=Reason.REDRIVE, run="r"), [b"redriven"])
@@ -138,6 +146,18 @@ async def test_only_the_range_comes_again_by_time(desk: Desk) -> None:
     await desk.put("acme/Contact", CHANGE, [b"after"])
     await desk.replay(begin, end)
     assert [r.value for r, _ in await desk.replayed()] == [b"in it"]
+
+
+async def test_what_comes_while_the_range_is_looked_up_is_not_in_it(desk: Desk) -> None:
+    await desk.put("acme/Contact", CHANGE, [b"before"])
+    await asyncio.sleep(0.01)
+    now = int(time.time() * 1000)
+    await desk.put("acme/Contact", CHANGE, [b"after"])
+    wanted = [TopicPartition(desk.topics.inbound("acme/Contact"), number) for number in range(2)]
+    fixed = await offsets(desk.settings, wanted, Moment(0, fixed=True), Moment(now, fixed=True), now)
+    open_ = await offsets(desk.settings, wanted, Moment(0, fixed=True), Moment(now, fixed=False), now)
+    assert sum(end - start for start, end in fixed.values()) == 1
+    assert sum(end - start for start, end in open_.values()) == 2
 
 
 async def test_only_the_range_comes_again_by_offset(desk: Desk) -> None:

@@ -84,6 +84,10 @@ async def test_tells_processes_lag_positions_and_dead_letters(kafka: str, tmp_pa
                 Output(names.writes("warehouse", bulk=True), b"users|1", b"{}"),
                 Output(names.positions, f"acme|{CHANNEL}".encode(), json.dumps(position).encode()),
                 *(Output(names.dead_letters, letter.id.encode(), letter.model_dump_json().encode()) for letter in letters),
+                Output(
+                    names.dead_letters, b"t/0/3/all", letters[0].model_copy(update={"id": "t/0/3/all", "at": 3}).model_dump_json().encode()
+                ),
+                Output(names.dead_letters, b"t/0/3/all", None, [("redriven", b"run")]),
                 Output(names.dead_letters, b"x", b"not a dead letter"),
                 Output(names.processes, b"killed", json.dumps(old | {"at": (now - 100) * 1000}).encode()),
                 Output(names.processes, b"forgotten", json.dumps(old | {"at": (now - 200_000) * 1000}).encode()),
