@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from deploy.cli import app
 from deploy.context import choose_connection, choose_route, choose_source, duration, read_settings
 from deploy.failures import told
+from deploy.looks import printable
 from models.errors import SettingsError, TemporaryError
 from models.flow import Flow
 
@@ -68,9 +69,7 @@ def test_what_cannot_be_parsed_is_exit_code_2(arguments: list[str]) -> None:
     assert CliRunner().invoke(app, arguments).exit_code == 2
 
 
-@pytest.mark.parametrize(
-    "command", [["worker"], ["subscribe"], ["receive"], ["status"], ["snapshot", "a/b"], ["redrive", "x"], ["dead-letters"]]
-)
+@pytest.mark.parametrize("command", [["worker"], ["subscribe"], ["receive"], ["status"], ["snapshot", "a/b"], ["redrive", "x"]])
 def test_a_missing_flow_file_is_told_in_one_line_without_restarts(command: list[str], tmp_path: Path) -> None:
     done = headrace(*command, "--flow", str(tmp_path / "none.yaml"))
     assert done.returncode == 2
@@ -84,6 +83,16 @@ def test_wrong_variables_are_named_without_their_values() -> None:
     for name in ("HEADRACE_PARTITIONS", "HEADRACE_INSTALLATION", "HEADRACE_DRAIN_SECONDS"):
         assert name in done.stderr
     assert "hunter2" not in done.stderr
+
+
+def test_a_kafka_that_is_away_is_told_in_words() -> None:
+    done = headrace("dead-letters", KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:9")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "Kafka" in done.stderr or "127.0.0.1:9" in done.stderr
+
+
+def test_what_a_stranger_wrote_cannot_move_the_cursor() -> None:
+    assert printable("a\x1b[2Jb\r\n\u202e") == "a·[2Jb···"
 
 
 def test_an_error_of_ours_ends_with_its_message_alone(capsys: pytest.CaptureFixture[str]) -> None:
