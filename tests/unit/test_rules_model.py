@@ -1,0 +1,72 @@
+"""Merge, identity, emission and delivery under random interleavings, crashes and repeats; and that a missing rule is noticed."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agents import process
+from agents.rules import versions
+from tests.support.rules_world import World, scenario
+
+TARGETS = pytest.mark.parametrize("renames", [False, True], ids=["deletes old keys", "renames"])
+MANY = 1000
+
+
+def wrong(count: int, *, renames: bool, off: frozenset[str] = frozenset()) -> list[str]:
+    return [told for seed in range(count) if (told := scenario(seed, renames=renames, off=off))]
+
+
+@TARGETS
+def test_the_target_equals_the_truth_whatever_the_interleaving(renames: bool) -> None:
+    assert wrong(MANY, renames=renames) == []
+
+
+@given(seed=st.integers(min_value=10_000), renames=st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_no_seed_at_all_ends_with_a_difference(seed: int, renames: bool) -> None:
+    assert scenario(seed, renames=renames) is None
+
+
+def test_the_world_does_what_it_is_for() -> None:
+    """Most scenarios must end with something in the target, and some with nothing: an idle world proves nothing."""
+    worlds = []
+    for seed in range(60):
+        world = World(seed, renames=False)
+        for _ in range(60):
+            world.step()
+        world.rest()
+        worlds.append(world)
+    assert sum(bool(world.found()) for world in worlds) > 35
+    assert any(not world.wanted() for world in worlds)
+    assert {world.query for world in worlds} == {True, False}
+
+
+@TARGETS
+def test_without_releases_old_keys_stay_and_it_is_noticed(renames: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = process.move
+
+    def no_release(*args: object) -> list[str]:
+        real(*args)  # type: ignore[arg-type]
+        return []
+
+    monkeypatch.setattr(process, "move", no_release)
+    assert wrong(100, renames=renames)
+
+
+def test_without_the_revision_guard_old_overwrites_new_and_it_is_noticed() -> None:
+    assert wrong(300, renames=False, off=frozenset({"no_guard"}))
+
+
+def test_without_tolerance_between_event_and_row_values_are_lost_and_it_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "TOLERANCE", 0)
+    assert wrong(MANY // 2, renames=True)
+
+
+def test_releases_forgotten_before_their_chunk_is_committed_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = process.move
+
+    def early(keys: object, key: object, lane: object, offset: object, committed: dict[str, int]) -> list[str]:
+        return real(keys, key, lane, offset, dict.fromkeys(("live", "bulk"), 1 << 60))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(process, "move", early)
+    assert wrong(2 * MANY, renames=False)
