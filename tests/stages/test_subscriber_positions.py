@@ -1,0 +1,136 @@
+"""Where a channel begins, and what happens when its position is lost: first starts, refused positions, another org, empty news."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from models.errors import SettingsError
+from models.settings import Settings
+from streams.publish import Publisher
+from streams.salesforce.positions import output, read_positions
+from streams.salesforce.snapshot import snapshot_runs
+from streams.salesforce.subscriber import run_subscriber
+from streams.topics import Topics
+from tests.support.salesforce import (
+    FIELDS,
+    Desk,
+    arrived,
+    change,
+    connected,
+    envelope_of,
+    flow_for,
+    inbound,
+    installation,
+    letters,
+    org,
+    subscribed,
+    until,
+)
+
+pytestmark = pytest.mark.kafka
+KEY = "acme|/data/ChangeEvents"
+A = "003Qx00000Ke4RtIAJ"
+
+
+@pytest.fixture
+async def settings(kafka: str, tmp_path: Path) -> AsyncIterator[Settings]:
+    async with installation(kafka, tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+async def desk() -> AsyncIterator[Desk]:
+    async with org(60) as found:
+        yield found
+
+
+async def test_without_a_position_it_refuses_to_guess_where_to_begin(settings: Settings, desk: Desk) -> None:
+    with pytest.raises(SettingsError, match="--from new"):
+        await run_subscriber(settings, flow_for(desk.url), "acme", FIELDS, start_from=None, stop=asyncio.Event())
+
+
+async def test_from_retained_brings_what_salesforce_still_keeps(settings: Settings, desk: Desk) -> None:
+    await desk.emit(change(A, second=int(time.time()) - 7200))
+    async with subscribed(settings, flow_for(desk.url), start_from="retained") as task:
+        await until(lambda: arrived(settings, "Contact"), lambda found: [key for _, key in found] == [A], task=task)
+
+
+async def test_a_first_start_reads_every_record_once_after_the_subscription_stands(settings: Settings, desk: Desk) -> None:
+    async with subscribed(settings, flow_for(desk.url), snapshot=True) as task:
+        await until(lambda: snapshot_runs(settings), lambda r: len(r) == 2 and all(x.state == "done" for x in r.values()), task=task)
+    for sobject in ("Contact", "Account"):
+        kept = (await desk.call("GET", f"records?type={sobject}"))["records"]
+        keys = Counter((r.key or b"").decode() for r in await inbound(settings, sobject, bulk=True))
+        assert keys == Counter(r["Id"] for r in kept if not r["IsDeleted"])
+    async with subscribed(settings, flow_for(desk.url), snapshot=True, start_from=None) as task:
+        await connected(desk, task)
+    assert len(await snapshot_runs(settings)) == 2
+
+
+async def test_a_refused_position_is_told_and_made_up_for_and_nothing_retained_is_lost(settings: Settings, desk: Desk) -> None:
+    flow = flow_for(desk.url)
+    async with subscribed(settings, flow) as task:
+        await connected(desk, task)
+        first = await desk.create("Before")
+        await until(lambda: arrived(settings, "Contact"), lambda found: len(found) == 1, task=task)
+    lost = await desk.create("Lost to retention")
+    last = (await desk.state())["lastReplayId"]
+    later = await desk.create("Retained")
+    await desk.call("POST", "retention", upto=last)
+    async with subscribed(settings, flow, start_from=None) as task:
+        await until(lambda: arrived(settings, "Contact"), lambda found: [key for _, key in found] == [first, later], task=task)
+        await until(lambda: snapshot_runs(settings), lambda r: len(r) == 2 and all(x.state == "done" for x in r.values()), task=task)
+    [letter] = await letters(settings)
+    assert letter["stage"] == "subscribe"
+    assert letter["reason"].startswith("position refused")
+    assert {lost, later, first} <= {(r.key or b"").decode() for r in await inbound(settings, "Contact", bulk=True)}
+    assert (await read_positions(settings))[KEY].refused is False
+
+
+async def test_another_org_raises_the_epoch_and_reads_everything_again(settings: Settings, desk: Desk) -> None:
+    flow = flow_for(desk.url)
+    async with subscribed(settings, flow) as task:
+        await connected(desk, task)
+        person = await desk.create("Before")
+        await until(lambda: arrived(settings, "Contact"), lambda found: len(found) == 1, task=task)
+    at = (await read_positions(settings))[KEY]
+    publisher = Publisher(settings)
+    await publisher.send([output(Topics(settings.installation), "acme", "/data/ChangeEvents", replace(at, org="00Dother"))])
+    await publisher.stop()
+    async with subscribed(settings, flow, start_from=None) as task:
+        await connected(desk, task)
+        await desk.update(person, "after")
+        await until(lambda: arrived(settings, "Contact"), lambda found: len(found) >= 2, task=task)
+    assert {envelope_of(r).epoch for r in (await inbound(settings, "Contact"))[1:]} == {2}
+    assert "org" in (await letters(settings))[0]["reason"]
+
+
+async def test_what_tells_nothing_is_a_dead_letter_and_the_channel_goes_on(settings: Settings, desk: Desk) -> None:
+    now = int(time.time())
+    bad = [
+        change(A, second=now, kind="GAP_UPDATE"),
+        change("000000000000000AAA", second=now, kind="GAP_OVERFLOW"),
+        change("003*", second=now),
+        {"data": {"payload": {"Made_Up__c": 1}}, "channel": "/data/ChangeEvents"},
+    ]
+    async with subscribed(settings, flow_for(desk.url)) as task:
+        await connected(desk, task)
+        await desk.emit(*bad, change("00QQx00000Lm5NzMAJ", second=now, sobject="Lead"), change(A, second=now))
+        found = await until(lambda: arrived(settings, "Contact"), len, task=task)
+    assert [key for _, key in found] == [A]
+    told = await letters(settings)
+    assert len(told) == len(bad)
+    assert sum("needs re-read" in letter["reason"] for letter in told) == 3
+    assert (await read_positions(settings))[KEY].position == (await desk.state())["lastReplayId"]
+
+
+async def test_a_commit_of_hundreds_of_events_comes_in_whole(settings: Settings, desk: Desk) -> None:
+    await desk.emit(*(change(A, second=int(time.time())) for _ in range(1300)))
+    async with subscribed(settings, flow_for(desk.url), start_from="retained") as task:
+        found = await until(lambda: arrived(settings, "Contact"), lambda a: len(a) >= 1300, task=task)
+    assert len(found) == len(set(found)) == 1300
