@@ -72,7 +72,7 @@ async def send_batches(producer: AIOKafkaProducer, batches: Batches) -> Ends:
         for (topic, partition), outputs in batches.items():
             batch = producer.create_batch()
             for output in outputs:
-                while batch.append(timestamp=None, key=output.key, value=output.value, headers=output.headers) is None:
+                while batch.append(timestamp=None, key=output.key, value=output.value, headers=[*output.headers]) is None:
                     sizes.append(batch.record_count())
                     futures.append(await producer.send_batch(batch, topic, partition=partition))
                     batch = producer.create_batch()
@@ -243,7 +243,7 @@ class Publisher:
                 producer = await self._started()
                 for (topic, partition), records in batches.items():
                     for o in records:
-                        futures.append(await producer.send(topic, o.value, o.key, partition=partition, headers=o.headers))  # noqa: PERF401
+                        futures.append(await producer.send(topic, o.value, o.key, partition=partition, headers=[*o.headers]))  # noqa: PERF401
                 await asyncio.gather(*futures)
         except (KafkaError, TimeoutError) as error:
             for future in futures:

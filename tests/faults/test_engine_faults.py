@@ -33,6 +33,7 @@ async def test_kill_9_at_random_moments_loses_nothing_and_repeats_nothing(kafka:
             worker.kill()
             await worker.code()
         last = await b.start()
+        await last.said("partitions taken over")
         await feeding
         await b.exactly(5000)
         assert await last.stop() == 0
@@ -49,6 +50,7 @@ async def test_sigterm_under_load_loses_nothing_and_repeats_nothing(kafka: str, 
             await b.arrived(len(b.outputs) + 300)
             assert await worker.stop(signal.SIGTERM) == 0
         last = await b.start()
+        await last.said("partitions taken over")
         await feeding
         await b.exactly(3000)
         assert await last.stop() == 0
@@ -96,7 +98,7 @@ async def test_an_error_out_of_a_handler_ends_the_process_with_70_and_commits_no
         assert await first.code() == 70
         assert "a rule let an error out" in first.log.read_text()
         assert await b.committed(b.live) == before
-        second = await b.start()
+        second = await b.start()  # meets it again
         assert await second.code() == 70
         assert await b.committed(b.live) == before
         await b.exactly(200)

@@ -137,3 +137,16 @@ async def test_an_aborted_and_an_empty_topic_are_read_to_their_end(settings: Set
 async def test_reading_a_topic_that_does_not_exist_is_fatal(settings: Settings) -> None:
     with pytest.raises(FatalError, match="does not exist"):
         await read_all(settings, f"{settings.installation}.absent")
+
+
+async def test_headers_as_they_came_from_a_record_can_be_sent_on(settings: Settings) -> None:
+    publisher = Publisher(settings)
+    await publisher.send(outputs(settings, range(1)))
+    (record,) = await read_all(settings, f"{settings.installation}.out")
+    transactional = TransactionalPublisher(settings, f"{settings.installation}.x")
+    await transactional.start()
+    for sender in (publisher, transactional):
+        await sender.send([Output(f"{settings.installation}.out", b"k1", b"1", record.headers)])  # type: ignore[arg-type]
+    assert [dict(r.headers) for r in await read_all(settings, f"{settings.installation}.out")] == [{"n": b"0"}] * 3
+    await publisher.stop()
+    await transactional.stop()
