@@ -53,7 +53,7 @@ def cleared(old: Body, new: Body) -> Body:
         now = new.get(name)
         if isinstance(was, dict) and was and (isinstance(now, dict) or name not in new):
             result[name] = cleared(was, now or {})
-        elif name not in new and was is not None:
+        elif name not in new and was is not None and was != {}:
             result[name] = None
     return result
 

@@ -171,11 +171,10 @@ class Target:
         if (code := self._check(answer, missing=True)) is None:
             return WriteResult(Outcome.WRITTEN)
         words = answer.text.lower()
-        taken = "exists" in words and "not exist" not in words
-        if taken or code in ("EmailAlreadyExists", "ForgottenUserError") or answer.status == 409:
-            return await self._delete(effect.key)
         if _is_unknown(answer, code) or "currentemail" in words:
             return WriteResult(Outcome.DELETED)
+        if "exists" in words or code in ("EmailAlreadyExists", "ForgottenUserError") or answer.status == 409:
+            return await self._delete(effect.key)
         return WriteResult(Outcome.DEAD, self._said(answer, code), "email")
 
     def _check(self, answer: Answer, *, missing: bool = False) -> str | None:
