@@ -14,7 +14,7 @@ import orjson
 from agents.guard import per_record
 from agents.maps import Maps
 from agents.rules.emission import Step, forced, next_step
-from agents.rules.identity import Keys, move, writes
+from agents.rules.identity import Keys, move, owe, writes
 from agents.rules.merge import Lane, Merged, RecordState, merge
 from agents.rules.message import Message, from_event, from_hook, from_row
 from agents.rules.plan import Plan
@@ -126,6 +126,8 @@ class _Chunk:
         incomplete = merged.late
         for way in self.ways:
             step = next_step(way, state, merged, message, envelope)
+            if merged.redelivery and (keys := state.keys.get(way.route)) and keys.left:
+                state.keys[way.route] = owe(keys)
             if step is Step.EMIT:
                 self._guarded(record, partial(self._emit, way, state, envelope, record), way.route)
             elif step is Step.QUERY:

@@ -1,7 +1,9 @@
 """Under which key a source record stands in a target, and the releases of keys it left. Pure.
 
 A key is left when the record's key changes, when the record is deleted, or when it leaves the route's filter. Its release is sent again
-with everything the record emits until the chunk in which it was left is committed: then it is surely through.
+with everything the record emits until the chunk in which it was left is committed: then it is surely through. Unless that chunk's outputs
+were lost while its state was kept (a crash with the disk intact) and its redelivery could emit nothing, the record being incomplete by then:
+then the release is owed.
 """
 
 from collections.abc import Mapping
@@ -11,6 +13,8 @@ from typing import Literal
 from models.write import Write
 
 Lane = Literal["live", "bulk"]
+OWED = 1 << 62
+"""Offset of a key left whose release may never have been sent."""
 
 
 @dataclass(slots=True)
@@ -26,7 +30,7 @@ def move(keys: Keys, key: str | None, lane: Lane, offset: int, committed: Mappin
 
     committed   by lane the offset below which everything is committed
     """
-    keys.left = {old: at for old, at in keys.left.items() if at[1] >= committed[at[0]]}
+    keys.left = {old: (lane, offset) if at == OWED else (where, at) for old, (where, at) in keys.left.items() if at >= committed[where]}
     if keys.last is not None and keys.last != key:
         keys.left.pop(keys.last, None)
         keys.left[keys.last] = (lane, offset)
@@ -34,6 +38,11 @@ def move(keys: Keys, key: str | None, lane: Lane, offset: int, committed: Mappin
     if key is not None:
         keys.left.pop(key, None)
     return list(keys.left)
+
+
+def owe(keys: Keys) -> Keys:
+    """After a redelivery that emitted nothing: what was left is released with the next emission, whatever is committed by then."""
+    return Keys(keys.last, {key: (lane, OWED) for key, (lane, _) in keys.left.items()})
 
 
 def writes(write: Write | None, releases: list[Write], *, renames: bool) -> list[Write]:
