@@ -65,7 +65,7 @@ class TargetLike(Protocol):
     requests_per_second          of the whole project, None = no limit; the writer shares it out over workers
     compares                     True: applies a turn atomically (PostgreSQL)
     renames                      True: a changed key renames the record instead of deleting it
-    key_field                    field of the mapped body that is the target's own identifier ("email"); None: route's `key:` or connection/id
+    key_field                    field of the mapped body that is the target's own identifier ("email"); None: `key:` or connection/id
     default_object               object when neither route nor map names one
     """
 
