@@ -1,9 +1,9 @@
 """Under which key a source record stands in a target, and the releases of keys it left. Pure.
 
 A key is left when the record's key changes, when the record is deleted, or when it leaves the route's filter. Its release is sent again
-with everything the record emits until the chunk in which it was left is committed: then it is surely through. Unless that chunk's outputs
-were lost while its state was kept (a crash with the disk intact) and its redelivery could emit nothing, the record being incomplete by then:
-then the release is owed.
+with everything the record emits until the chunk in which it was left is committed: then it is surely through. A chunk's outputs may be
+lost while its state is kept (a crash with the disk intact); where the redelivery can then emit nothing, because the record became
+incomplete or fails, the release is owed.
 """
 
 from collections.abc import Mapping
