@@ -118,6 +118,8 @@ class _Chunk:
         record_id = _text(record.key)
         key = records_key(self.source, record_id)
         state = self.states[key].fork()
+        asked = envelope.gone is not None and envelope.reason is Reason.FETCH
+        nowhere = asked and not state.deleted and not any(keys.last or keys.left for keys in state.keys.values())
         merged = merge(state, message, plan, self.lane, record.offset)
         if merged.moved or merged.advanced:
             state.received = envelope.received
@@ -134,6 +136,8 @@ class _Chunk:
                 self._ask(record_id, plan, envelope if forced(way, envelope) else None)
             elif step is Step.READ:
                 incomplete = True
+        if nowhere:
+            self._guarded(record, partial(_nowhere, record_id, plan.sobject))
         if incomplete:
             missing = [path for path in message.lacks if path not in state.values]
             if missing and envelope.reason is Reason.FETCH:
@@ -244,6 +248,15 @@ def read(record: Record, plan: Plan) -> tuple[Envelope, Message]:
     except ChangeEventError as error:
         raise PermanentError(str(error)) from None
     return envelope, from_event(event, record_id, plan, envelope.epoch)
+
+
+def _nowhere(record_id: str, sobject: str) -> None:
+    """An event told of a record that no target holds and that Salesforce does not show: nothing else would tell of it."""
+    raise PermanentError(
+        f"{sobject} {record_id} is not found in Salesforce, not in the recycle bin either: it was erased before it could be read, or the "
+        "connection's user may not see it; give the user View All Data and redrive",
+        field="Id",
+    )
 
 
 def _lacking(missing: list[str], sobject: str) -> None:

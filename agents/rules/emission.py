@@ -28,7 +28,8 @@ def next_step(way: Way, state: RecordState, merged: Merged, message: Message, en
     """Decide for one way, after the merge.
 
     A duplicate (nothing changed, above the recorded offset) does nothing; a redelivery does again what its first delivery may not have
-    brought through. A way by event emits when one of its own paths changed; a way by query when a row confirmed anything anew.
+    brought through. A way by event emits when one of its own paths changed; a way by query when a row confirmed anything anew. A record
+    of which nothing is known yet is read, whatever its first event touched.
     """
     row = envelope.kind is Kind.ROW and message.version is not None
     if way.query:
@@ -37,7 +38,7 @@ def next_step(way: Way, state: RecordState, merged: Merged, message: Message, en
         told = "" in merged.changed or not merged.changed.isdisjoint(way.fields)
     complete = envelope.kind is Kind.HOOK or state.knows(way.fields)
     if not (told or merged.redelivery or forced(way, envelope)):
-        return Step.READ if row and not complete and not state.deleted else Step.NOTHING
+        return Step.READ if (row or state.base is None) and not complete and not state.deleted else Step.NOTHING
     if state.deleted:
         return Step.EMIT
     if way.query and envelope.kind is Kind.CHANGE:
