@@ -219,7 +219,7 @@ def _merge_values(state: RecordState, message: Message, version: Version, plan: 
         if _newer(state, path, version) and state.version(path) != version:
             _forget(state, path, version, done)
     for path, value in message.fills.items():
-        if path not in values and _newer(state, path, version):
+        if path not in values and state.version(path) != version and _newer(state, path, version):
             values[path], exceptions[path] = value, version
             done.changed.add(path)
             done.moved = True

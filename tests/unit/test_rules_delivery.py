@@ -1,0 +1,155 @@
+"""Writes on the wire, and what a writer decides: stale, winner, turn, rename, and a state that survives."""
+
+from dataclasses import replace
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agents.rules.delivery import Delivered, apply
+from agents.rules.writes import WriteFormatError, decode_write, encode_write
+from agents.tables import BUCKET_MS, BUCKETS, Seen
+from models.errors import FatalError
+from models.write import Op, Write
+
+WRITE = Write(op=Op.WRITE, route="r", object="o", key="k", source="acme/Contact/1", order=0, revision=5, body={"a": 1}, on_delete="delete")
+RELEASE = replace(WRITE, op=Op.RELEASE, body=None, revision=6)
+JSON: Any = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(
+    body=st.dictionaries(st.text(max_size=5), JSON, max_size=4),
+    revision=st.integers(0, 2**60),
+    always=st.booleans(),
+    run=st.none() | st.text(),
+    renamed=st.booleans(),
+)
+def test_a_write_survives_the_wire(body: dict[str, Any], revision: int, always: bool, run: str | None, renamed: bool) -> None:
+    write = replace(WRITE, body=body, revision=revision, always=always, run=run, position=2**62, committed=0, received=1)
+    carried = replace(RELEASE, successor="b", then=replace(write, renamed_from="k")) if renamed else write
+    assert decode_write(encode_write(carried)) == carried
+
+
+@pytest.mark.parametrize("raw", [None, b"", b"{", b"[]", b"5", b'"x"', b"null", b"\xff", b"{}"])
+def test_what_is_no_write_is_refused(raw: bytes | None) -> None:
+    with pytest.raises(WriteFormatError):
+        decode_write(raw)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"op": "drop"},
+        {"revision": "5"},
+        {"revision": True},
+        {"body": [1]},
+        {"body": None},
+        {"on_delete": "explode"},
+        {"key": None},
+        {"always": "yes"},
+        {"then": {}},
+        {"op": "release"},
+        {"op": "release", "body": None, "then": 5},
+    ],
+)
+def test_a_write_with_one_wrong_field_is_refused_and_not_quoted(change: dict[str, Any]) -> None:
+    plain = orjson.loads(encode_write(replace(WRITE, body={"a": "s3cret"}))) | change
+    with pytest.raises(WriteFormatError) as caught:
+        decode_write(orjson.dumps(plain))
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_release_carries_one_write_and_that_carries_none() -> None:
+    nested = orjson.loads(encode_write(replace(RELEASE, then=WRITE)))
+    nested["then"]["op"], nested["then"]["body"], nested["then"]["then"] = "release", None, {}
+    with pytest.raises(WriteFormatError):
+        decode_write(orjson.dumps(nested))
+
+
+def test_the_lower_revision_is_stale_and_the_equal_one_is_not() -> None:
+    state = Delivered()
+    assert apply(state, WRITE, "live", 10).call
+    assert apply(state, replace(WRITE, revision=4, body={"a": 0}), "bulk", 0).stale
+    again = apply(state, replace(WRITE, body={"a": 2}), "live", 11)
+    assert (again.stale, again.body) == (False, {"a": 2})
+
+
+def test_a_turn_grows_with_each_offset_and_never_shrinks_at_a_redelivery() -> None:
+    state = Delivered()
+    turns = [apply(state, WRITE, lane, offset).turn for lane, offset in (("bulk", 0), ("live", 0), ("live", 7), ("live", 3), ("bulk", 1))]  # type: ignore[arg-type]
+    assert turns == sorted(turns)
+    assert turns[3] == turns[2]
+
+
+def test_ignore_makes_no_call_once_nobody_speaks_and_lets_the_next_source_win_before() -> None:
+    state = Delivered()
+    apply(state, WRITE, "live", 0)
+    apply(state, replace(WRITE, source="acme/Lead/2", order=1, body={"a": 9}), "live", 1)
+    assert apply(state, replace(RELEASE, on_delete="ignore"), "live", 2).body == {"a": 9}
+    last = apply(state, replace(RELEASE, source="acme/Lead/2", order=1, on_delete="ignore"), "live", 3)
+    assert (last.call, last.body) == (False, None)
+
+
+def test_a_rename_happens_only_when_nobody_else_speaks_and_its_write_always_goes_on() -> None:
+    then = replace(WRITE, key="b", revision=6, renamed_from="k")
+    carrying = replace(RELEASE, successor="b", then=then)
+    for others, expected in ((0, "b"), (1, None)):
+        state = Delivered()
+        apply(state, WRITE, "live", 0)
+        if others:
+            apply(state, replace(WRITE, source="acme/Lead/2", order=1), "live", 1)
+        decision = apply(state, carrying, "live", 2)
+        assert (decision.rename_to, decision.forward) == (expected, then)
+    state = Delivered()
+    apply(state, replace(WRITE, revision=9), "live", 0)
+    late = apply(state, carrying, "live", 1)
+    assert (late.stale, late.call, late.rename_to, late.forward) == (True, False, None, then)
+
+
+def test_after_a_rename_the_winner_is_written_even_by_a_stale_write() -> None:
+    state = Delivered()
+    apply(state, replace(RELEASE, key="b", revision=9), "live", 0)
+    state.wrote(1, None)
+    assert state.same()
+    decision = apply(state, replace(WRITE, key="b", revision=6, renamed_from="k"), "live", 1)
+    assert (decision.stale, decision.call, decision.body) == (True, True, None)
+    assert not state.same(), "what stands under the key is not known"
+
+
+def test_what_routes_of_another_flow_wrote_no_longer_speaks() -> None:
+    state = Delivered()
+    apply(state, replace(WRITE, route="renamed"), "live", 0)
+    assert apply(state, replace(RELEASE, route="r"), "live", 1, routes={"r"}).body is None
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9), st.booleans(), st.integers(0, 50)), max_size=8))
+def test_the_state_of_a_key_survives_its_encoding_at_every_step(steps: list[tuple[int, int, bool, int]]) -> None:
+    state = Delivered()
+    for source, revision, gone, offset in steps:
+        base = RELEASE if gone else replace(WRITE, body={"n": revision})
+        decision = apply(state, replace(base, source=f"s{source}", revision=revision), "live", offset)
+        if offset % 2:
+            state.wrote(decision.turn, decision.body, id=f"id{offset}")
+        assert Delivered.decode(state.encode()) == state
+
+
+@pytest.mark.parametrize("raw", [b"", b"{}", b"[]", b'{"f":2}', b'{"f":1,"h":[[1]],"o":[0,0],"w":0,"p":null,"id":null,"i":null}'])
+def test_a_state_that_cannot_be_read_is_fatal(raw: bytes) -> None:
+    with pytest.raises(FatalError):
+        Delivered.decode(raw)
+
+
+def test_deliveries_are_known_until_they_age_out_and_the_first_sight_counts() -> None:
+    seen = Seen()
+    assert seen.first("d", 5, 0) == 5
+    assert Seen.decode(seen.encode()).first("d", 9, BUCKET_MS) == 5
+    assert seen.first("other", 10, BUCKET_MS * (BUCKETS + 1)) == 10
+    assert seen.first("d", 11, BUCKET_MS * (BUCKETS + 1)) == 11, "aged out"
+    with pytest.raises(FatalError):
+        Seen.decode(b'{"f":9}')
