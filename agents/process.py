@@ -69,6 +69,8 @@ class _Chunk:
         self.outputs: list[Output] = []
         self.states: dict[bytes, RecordState] = {}
         self.seen: dict[bytes, Seen] = {}
+        self.touched: dict[bytes, None] = {}
+        self.noted: dict[bytes, None] = {}
         self.asked: set[tuple[str, tuple[tuple[str, bytes], ...]]] = set()
         self.outcomes: Counter[str] = Counter()
         self.emitted: Counter[tuple[str, str]] = Counter()
@@ -99,8 +101,6 @@ class _Chunk:
         return Result(self.outputs, state)
 
     def _load(self, records: Any) -> None:
-        self.touched: dict[bytes, None] = {}
-        self.noted: dict[bytes, None] = {}
         ids = {record.key: _text(record.key) for record in records if record.key}
         keys = {records_key(self.source, record_id): record_id for record_id in ids.values()}
         for (key, record_id), raw in zip(keys.items(), self.partition.store(RECORDS).get_many(list(keys)), strict=True):
