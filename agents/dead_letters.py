@@ -4,6 +4,7 @@ The topic is never cleaned. What was redriven is closed by a record with the sam
 that fails again has an offset of its own and therefore an id of its own.
 """
 
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from streams.engine.stage import Output, Record
 from streams.publish import Publisher, read_all, read_committed_consumer
 from streams.topics import Topics
 
+SUBSCRIBE = "subscribe"
 MARK = "redriven"
 """Header of a closing record; its value is the run id."""
 CHUNK = 200
@@ -79,9 +81,11 @@ async def redrive(settings: Settings, flow: Flow, what: str) -> Redriven:
         for start in range(0, len(letters), CHUNK):
             outputs: dict[str, Output] = {}
             for letter in letters[start : start + CHUNK]:
-                if letter.redrive_to not in known:
+                if letter.stage == SUBSCRIBE and not one_record(letter):
+                    left[letter.id] = "it does not name one record: read the whole object anew (`headrace snapshot`)"
+                elif letter.redrive_to not in known:
                     left[letter.id] = f"topic {letter.redrive_to or '(none)'} is not in the flow any longer: restore its source or route"
-                elif (output := again(letter, flow, run) or await _from_kafka(settings, letter, run)) is None:
+                elif (output := again(letter, flow, topics, run) or await _from_kafka(settings, letter, run)) is None:
                     left[letter.id] = (
                         "the letter is too large to hold the original, and Kafka no longer has it: change the record in its source"
                     )
@@ -95,12 +99,24 @@ async def redrive(settings: Settings, flow: Flow, what: str) -> Redriven:
     return Redriven(run, sent, left)
 
 
-def again(letter: DeadLetter, flow: Flow, run: str) -> Output | None:
+def one_record(letter: DeadLetter) -> bool:
+    """Whether a letter's key is the id of one Salesforce record; not so for a wildcard, an overflow, or what cannot be read."""
+    key = (letter.original_key or b"").decode(errors="replace")
+    return re.fullmatch("[A-Za-z0-9]{18}", key) is not None and not key.startswith("0" * 15)
+
+
+def again(letter: DeadLetter, flow: Flow, topics: Topics, run: str) -> Output | None:
     """What a letter is sent as; None when it does not hold its original.
 
+    What the subscriber could not pass on (a gap, an event too large) is asked for by id: its event would say no more the second time.
     A failed write goes back as news that says nothing but an id (for a hook: an empty body older than all): the record is emitted as it is
     now, so no old write is repeated.
     """
+    if letter.stage == SUBSCRIBE:
+        inbound = topics.parse_inbound(letter.redrive_to)
+        id = (letter.original_key or b"").decode()
+        headers = [("reason", Reason.REDRIVE.value.encode()), ("run", run.encode())]
+        return Output(topics.fetch(inbound.connection), id.encode(), orjson.dumps({"sobject": inbound.sobject, "id": id}), headers)
     if letter.stage == WRITE and letter.source is not None:
         source, id = in_topic_source(letter.source, flow)
         hook = isinstance(flow.connections.get(source), Webhook)

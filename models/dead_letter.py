@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-NUMBERS = re.compile(r"[0-9]+|'[^']*'|\"[^\"]*\"|\{[^{}]*\}")
+PARTICULARS = re.compile(r"'[^']*'|\"[^\"]*\"|\{[^{}]*\}|\b[a-zA-Z0-9]{3}[A-Za-z0-9]{12,15}\b(?<=[0-9A-Z])|[0-9]+")
+"""What differs between equal causes of different records: quoted values, Salesforce ids, numbers."""
 
 
 class DeadLetter(BaseModel):
@@ -15,7 +16,7 @@ class DeadLetter(BaseModel):
 
     id            "<topic>/<partition>/<offset>/<route or ->" of the original: the same failure again is recognised
     stage         subscribe | receive | process | fetch | write | replay
-    cause         fingerprint that groups equal causes: stage, route, error class, and the reason without numbers and quoted values
+    cause         fingerprint that groups equal causes: stage, route, error class, and the reason without ids, numbers, quoted values
     reason        what happened, to what, and what to do
     retryable     True when nothing about the record is wrong (attempts used up)
     topic, partition, offset, key, value, headers   the original record; bytes as base64
@@ -61,7 +62,7 @@ class DeadLetter(BaseModel):
 
 def cause_of(stage: str, route: str | None, error: str, reason: str) -> str:
     """Fingerprint of a cause: equal for equal causes of different records. 12 hex characters."""
-    plain = NUMBERS.sub("#", reason)
+    plain = PARTICULARS.sub("#", reason)
     return hashlib.sha256(f"{stage}|{route}|{error}|{plain}".encode()).hexdigest()[:12]
 
 

@@ -4,17 +4,21 @@ All topics of an installation have the same number of partitions, fixed for ever
 request must never be what creates one.
 """
 
+import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import structlog
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import TopicAlreadyExistsError, for_code
+from aiokafka.errors import KafkaConnectionError, TopicAlreadyExistsError, for_code
 
-from models.errors import FatalError
+from models.errors import FatalError, TemporaryError
 from models.flow import Flow, Salesforce
 from models.settings import Settings
 from streams.kafka import client_options
+
+log = structlog.get_logger()
 
 TABLES = ("records", "seen", "delivered")
 DAY_MS = 86_400_000
@@ -119,8 +123,8 @@ async def ensure(settings: Settings, topics: Iterable[Topic]) -> None:
     """Make the topics that are missing; refuse those with another number of partitions (FatalError)."""
     wanted = {topic.name: topic for topic in topics}
     admin = AIOKafkaAdminClient(**client_options(settings))
-    await admin.start()
     try:
+        await admin.start()
         there = set(await admin.list_topics())
         fresh = [
             NewTopic(t.name, settings.partitions, settings.replication, topic_configs=_configs(t))
@@ -134,12 +138,18 @@ async def ensure(settings: Settings, topics: Iterable[Topic]) -> None:
                     raise FatalError(
                         f"Kafka refused to make topic {name}: {for_code(code).__name__} {rest}; make it by hand or change the settings"
                     )
+        # A broker answers "made" a moment before its metadata shows the topic.
+        while missing := wanted.keys() - set(await admin.list_topics()):
+            log.debug("waiting for topics to be visible", missing=len(missing))
+            await asyncio.sleep(0.05)
         for found in await admin.describe_topics([name for name in wanted if name in there]):
             if (count := len(found["partitions"])) != settings.partitions:
                 raise FatalError(
                     f"topic {found['topic']} has {count} partitions, not {settings.partitions}: the number is fixed for ever; "
                     f"set HEADRACE_PARTITIONS={count} or use another HEADRACE_INSTALLATION"
                 )
+    except KafkaConnectionError as error:
+        raise TemporaryError(f"Kafka at {settings.kafka} cannot be reached ({error}): start it, or set KAFKA_BOOTSTRAP_SERVERS") from None
     finally:
         await admin.close()
 

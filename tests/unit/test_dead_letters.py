@@ -5,10 +5,10 @@ from typing import Any
 import orjson
 import pytest
 
-from agents.dead_letters import MARK, again, open_letters
+from agents.dead_letters import MARK, again, one_record, open_letters
 from agents.guard import dead_letter_output
 from agents.maps import load_maps
-from models.dead_letter import DeadLetter
+from models.dead_letter import DeadLetter, cause_of
 from models.envelope import Envelope, Kind, Reason
 from models.errors import PermanentError
 from models.flow import Flow, Route, Salesforce, Webhook
@@ -67,7 +67,7 @@ def test_the_same_failure_again_is_one_letter_and_a_mark_closes_it() -> None:
 
 def test_a_redriven_event_is_its_original_with_reason_run_and_route() -> None:
     original = Envelope(kind=Kind.CHANGE, reason=Reason.SNAPSHOT, received=5, channel="/data/X", epoch=2, position=9, run="old").headers()
-    out = again(letter(dead(headers=original)), FLOW, "run-1")
+    out = again(letter(dead(headers=original)), FLOW, TOPICS, "run-1")
     assert out is not None
     assert (out.topic, out.key, out.value) == (IN, ID.encode(), b"\xffbytes")
     found = Envelope.from_headers(out.headers)
@@ -78,10 +78,10 @@ def test_a_redriven_event_is_its_original_with_reason_run_and_route() -> None:
 
 def test_a_redriven_hook_keeps_the_version_of_its_first_coming() -> None:
     original = Envelope(kind=Kind.HOOK, reason=Reason.LIVE, received=5).headers()
-    out = again(letter(dead(headers=original)), FLOW, "run-1")
+    out = again(letter(dead(headers=original)), FLOW, TOPICS, "run-1")
     assert out is not None
     assert Envelope.from_headers(out.headers).position == 7
-    assert Envelope.from_headers(again(letter(record_as_output(out)), FLOW, "run-2").headers).position == 7  # type: ignore[union-attr]
+    assert Envelope.from_headers(again(letter(record_as_output(out)), FLOW, TOPICS, "run-2").headers).position == 7  # type: ignore[union-attr]
 
 
 def record_as_output(sent: Output) -> Output:
@@ -90,13 +90,13 @@ def record_as_output(sent: Output) -> Output:
 
 
 def test_poison_headers_are_kept() -> None:
-    out = again(letter(dead(headers=[("kind", b"\xff"), ("reason", b"?")])), FLOW, "run-1")
+    out = again(letter(dead(headers=[("kind", b"\xff"), ("reason", b"?")])), FLOW, TOPICS, "run-1")
     assert out is not None
     assert out.headers == [("kind", b"\xff"), ("reason", b"redrive"), ("run", b"run-1"), ("route", b"people")]
 
 
 def test_a_letter_too_large_for_its_original_sends_nothing_by_itself() -> None:
-    assert again(letter(dead()).model_copy(update={"value": None}), FLOW, "run-1") is None
+    assert again(letter(dead()).model_copy(update={"value": None}), FLOW, TOPICS, "run-1") is None
 
 
 async def test_a_failed_write_is_redriven_as_the_record_is_now_and_changes_nothing_of_it() -> None:
@@ -105,7 +105,7 @@ async def test_a_failed_write_is_redriven_as_the_record_is_now_and_changes_nothi
     row |= dict.fromkeys(load_maps(FLOW, {"toy": Target("toy", ToyOptions(), "t")}).fields("acme/Contact")) | row
     began = Envelope(kind=Kind.ROW, reason=Reason.LIVE, received=1, channel="/data/X", epoch=1, began=5).headers()
     [first] = await pipeline.feed(MemoryRecord(IN, 0, ID.encode(), orjson.dumps(row), began))
-    out = again(letter(dead(stage="write", source=first.source, revision=1)), FLOW, "run-1")
+    out = again(letter(dead(stage="write", source=first.source, revision=1)), FLOW, TOPICS, "run-1")
     assert out is not None
     [write] = await pipeline.feed(MemoryRecord(out.topic, 1, out.key, out.value, out.headers))
     assert isinstance(write, Write)
@@ -115,8 +115,32 @@ async def test_a_failed_write_is_redriven_as_the_record_is_now_and_changes_nothi
 
 
 def test_a_failed_write_of_a_hook_is_redriven_as_news_older_than_all() -> None:
-    out = again(letter(dead(stage="write", source="forms/a/b", redrive_to=TOPICS.inbound("forms"))), FLOW, "run-1")
+    out = again(letter(dead(stage="write", source="forms/a/b", redrive_to=TOPICS.inbound("forms"))), FLOW, TOPICS, "run-1")
     assert out is not None
     assert (out.topic, out.key, out.value) == (TOPICS.inbound("forms"), b"a/b", b"{}")
     found = Envelope.from_headers(out.headers)
     assert (found.kind, found.reason, found.position) == (Kind.HOOK, Reason.REDRIVE, None)
+
+
+def test_a_gap_is_redriven_by_asking_for_its_record_not_by_its_event() -> None:
+    sent = again(letter(dead(stage="subscribe", route=None)), FLOW, TOPICS, "run-1")
+    assert sent is not None
+    assert (sent.topic, sent.key) == (TOPICS.fetch("acme"), ID.encode())
+    assert orjson.loads(sent.value or b"") == {"sobject": "Contact", "id": ID}
+    assert dict(sent.headers) == {"reason": b"redrive", "run": b"run-1"}
+
+
+@pytest.mark.parametrize("key", ["003*", "000000000000000AAA", "", "003000000000001AA'", "003000000000001AAA\n"])
+def test_what_names_no_single_record_is_not_asked_for(key: str) -> None:
+    wild = MemoryRecord(IN, 1, key.encode(), b"{}", ())
+    out = dead_letter_output("subscribe", wild, PermanentError("no"), topics=TOPICS, redrive_to=IN)
+    assert not one_record(letter(out))
+    assert one_record(letter(dead(stage="subscribe")))
+
+
+def test_equal_causes_of_different_records_are_one_cause() -> None:
+    reasons = [f"field Name of {id} is empty, {n} of '{id}'" for id, n in (("0031x00001OXjxiAAD", 1), ("003Qx00000Ke4RtIAJ", 22))]
+    assert len({cause_of("process", None, "PermanentError", reason) for reason in reasons}) == 1
+    assert cause_of("process", None, "PermanentError", "field Name is empty") != cause_of(
+        "process", None, "PermanentError", "field Phone is empty"
+    )
