@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from agents.rules.delivery import Delivered, apply
+from agents.rules.versions import EVENT, ROW, Version, wins
 from models.change_event import Place, next_epoch
 from models.envelope import Reason
 from models.write import Op, Write
@@ -123,20 +124,45 @@ def _write(source: str, order: int, revision: int, body: dict[str, Any] | None) 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_of_two_sources_of_one_key_the_first_of_the_route_wins_in_any_order(order: tuple[int, ...]) -> None:
     writes = [
-        _write("acme/Lead/1", 1, 9, {"n": "lead"}),
-        _write("acme/Contact/2", 0, 3, {"n": "c2"}),
-        _write("acme/Contact/1", 0, 2, {"n": "c1"}),
+        _write("acme/Contact/1", 1, 9, {"n": "contact"}),
+        _write("acme/Lead/2", 0, 3, {"n": "lead 2"}),
+        _write("acme/Lead/1", 0, 2, {"n": "lead 1"}),
     ]
     state = Delivered()
     for offset, which in enumerate(order):
         state = Delivered.decode(state.encode())
         decision = apply(state, writes[which], "live", offset)
-    assert decision.body == {"n": "c1"}, "the order in the route, then the lowest id"
-    released = apply(state, _write("acme/Contact/1", 0, 5, None), "live", 3)
-    assert released.body == {"n": "c2"}
-    late = apply(state, _write("acme/Contact/1", 0, 4, {"n": "late"}), "bulk", 0)
-    assert (late.stale, late.call, late.body) == (True, False, {"n": "c2"})
-    assert late.turn > released.turn > decision.turn - 1
+    assert decision.body == {"n": "lead 1"}, "the order in the route, then the lowest id"
+    released = apply(state, _write("acme/Lead/1", 0, 5, None), "live", 3)
+    assert released.body == {"n": "lead 2"}
+    late = apply(state, _write("acme/Lead/1", 0, 4, {"n": "late"}), "bulk", 0)
+    assert (late.stale, late.call, late.body) == (True, False, {"n": "lead 2"})
+    assert late.turn > released.turn > decision.turn
+
+
+E, R = EVENT, ROW
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "expected"),
+    [
+        ((E, 1, 10, 5), (E, 1, 9, 9), True),  # positions, not seconds
+        ((E, 1, 10, 5), (E, 1, 10, 5), True),
+        ((E, 2, 1, 5), (E, 1, 9, 9), True),
+        ((R, 1, 5, 100), (R, 1, 9, 99), True),  # stamps before began
+        ((R, 1, 5, 100), (R, 1, 6, 100), False),
+        ((R, 2, 5, 1), (R, 1, 9, 99), True),
+        ((E, 1, 10, 999), (R, 1, 10, 1), False),  # at or below began: the row knew it
+        ((E, 1, 11, 98), (R, 1, 10, 100), True),  # within the tolerance
+        ((E, 1, 11, 97), (R, 1, 10, 100), False),
+        ((E, 2, 1, 1), (R, 1, 10, 100), True),  # a later epoch
+        ((E, 1, 11, 100), (R, 2, 1, 1), False),
+        ((E, 1, 1, 100), (R, 1, -1, 100), True),  # read before any position existed
+    ],
+)
+def test_the_newer_version_wins_whichever_comes_first(new: Version, old: Version, expected: bool) -> None:
+    assert wins(new, old) is expected
+    assert new == old or wins(old, new) is not expected
 
 
 async def test_a_new_epoch_outranks_higher_positions_of_the_old_one() -> None:
