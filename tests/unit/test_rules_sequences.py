@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from agents.rules import versions
 from agents.rules.delivery import Delivered, apply
-from agents.rules.versions import EVENT, ROW, Version, wins
+from agents.rules.versions import Version, wins
 from models.change_event import Place, next_epoch
 from models.envelope import Reason
 from models.write import Op, Write
@@ -140,7 +141,7 @@ def test_of_two_sources_of_one_key_the_first_of_the_route_wins_in_any_order(orde
     assert late.turn > released.turn > decision.turn
 
 
-E, R = EVENT, ROW
+E, R = versions.EVENT, versions.ROW
 
 
 @pytest.mark.parametrize(
