@@ -6,7 +6,7 @@ back, by other means than the target's file, what really is there.
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from typing import Any, Protocol
@@ -132,12 +132,17 @@ class Bench:
         """One chunk, handled and committed, and the writes it forwarded after it."""
         return await self.handle(self.chunk(*writes, bulk=bulk), crash=crash)
 
-    async def handle(self, chunk: Chunk, *, crash: bool = False) -> Result:
-        """Handle a chunk again or for the first time. A crash comes after the effects and before the commit; nothing is forwarded then."""
+    async def handle(self, chunk: Chunk, *, crash: bool = False, meanwhile: Sequence[Write] = ()) -> Result:
+        """Handle a chunk again or for the first time. A crash comes after the effects and before the commit; nothing is forwarded then.
+
+        `meanwhile` stands before what the chunk forwards.
+        """
         result = await run(self.stage, chunk, self.partition, crash=crash)
         if crash:
             self.stage = self.fresh_stage()
             return result
+        for write in meanwhile:
+            await self.give(write)
         forwards: dict[str, list[tuple[bytes | None, bytes | None]]] = {}
         for out in result.outputs:
             if out.topic == self.topics.dead_letters:
@@ -249,6 +254,16 @@ class Conformance:
         await bench.give(bench.write(ANN, {"name": "Ann"}), bench.write(BOB, {"name": "Lead Bob", "city": "Rome"}, B))
         await bench.give(*bench.changed_key(ANN, BOB, {"name": "Ann"}))
         assert await bench.rig.held() == {BOB: {"name": "Ann"}}
+
+    @pytest.mark.parametrize("again", [False, True])
+    async def test_what_a_renamed_record_held_is_gone_when_another_source_took_the_key_before(self, bench: Bench, again: bool) -> None:
+        await bench.give(bench.write(ANN, {"name": "Lead", "city": "Rome", "score": 1}, B))
+        moved = bench.chunk(*bench.changed_key(ANN, BOB, {"name": "Lead", "city": "Rome"}, B))
+        later = [bench.write(BOB, {"name": "Lead", "city": "Oslo"}, B)] if again else []
+        await bench.handle(moved, meanwhile=[bench.write(BOB, {"name": "Bob"}), *later])
+        assert await bench.rig.held() == {BOB: {"name": "Bob"}}
+        await bench.give(bench.write(BOB, None))
+        assert await bench.rig.held() == {BOB: {"name": "Lead", "city": "Oslo" if again else "Rome"}}
 
     async def test_a_key_that_another_source_still_has_stays_with_its_values(self, bench: Bench) -> None:
         await bench.give(bench.write(ANN, {"name": "Ann"}), bench.write(ANN, {"name": "Lead Ann"}, B))
