@@ -162,6 +162,22 @@ def redrive(
 
 
 @app.command(rich_help_panel=MEND)
+def adopt(
+    target: Annotated[str, typer.Argument(help="The target whose records another installation wrote.", metavar="TARGET")],
+    flow: FlowOption = None,
+) -> None:
+    """Take over what another installation wrote in a target: until then the target refuses us, so that two never write one record.
+
+    Stop the other installation first.
+
+    Example: headrace adopt warehouse
+    """
+    from deploy import runs
+
+    raise typer.Exit(runs.adopt(flow, target))
+
+
+@app.command(rich_help_panel=MEND)
 def replay(
     route: Annotated[str, typer.Argument(help="The route whose events come again.", metavar="ROUTE")],
     begin: Annotated[
@@ -232,7 +248,7 @@ def sandbox(context: typer.Context) -> None:
 
 
 def main() -> int:
-    """Run the command of sys.argv; the exit code: 0 done, 1 could not, 2 the person's words or settings, 70 a fault of our own."""
+    """Run the command of sys.argv; the exit code: 0 done, 1 could not, 2 the person's words or settings."""
     from deploy.failures import told
 
     with told():  # typer's own call would put its hook for tracebacks in the place of ours

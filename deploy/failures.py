@@ -1,6 +1,7 @@
 """What a person sees when a command cannot do its work: one message and an exit code, never a traceback with a secret in it.
 
-Faults of our own are logged with their traceback, scrubbed, and end the process with 70, as everywhere.
+Faults of our own are logged with their traceback, scrubbed, and end the process with 1; a worker's child, which must not even
+commit, ends itself with 70.
 """
 
 import sys
@@ -12,7 +13,7 @@ import structlog
 
 from models.errors import HeadraceError, SettingsError
 
-COULD_NOT, WORDS, FAULT = 1, 2, 70
+COULD_NOT, WORDS = 1, 2
 
 
 @contextmanager

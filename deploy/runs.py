@@ -15,8 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 
 from deploy.context import choose_route, choose_source, read_all
 from deploy.processes import stop_signals
+from models.errors import SettingsError
 from models.flow import Flow
 from models.settings import Settings
+from streams.flow_file import did_you_mean
 from streams.health import Health
 from streams.log import set_up_logging
 from streams.replay import Replay, run_replay
@@ -88,6 +90,31 @@ def redrive(flow_path: Path | None, what: str, as_json: bool) -> int:
     )
     _answer(as_json, {"run": done.run, "sent": list(done.sent), "left": dict(done.left)}, sentence)
     return 1 if done.left else 0
+
+
+def adopt(flow_path: Path | None, name: str) -> int:
+    """Always 0; SettingsError when there is no such target or it keeps no owner."""
+    from agents.targets import make_target
+
+    settings, flow = read_all(flow_path)
+    set_up_logging(settings.log_format, level="WARNING")
+    if name not in flow.targets:
+        raise SettingsError(f"there is no target {name!r}: {did_you_mean(name, flow.targets, 'add it to the flow file')}")
+    target = make_target(name, flow.targets[name], settings.installation)
+    take = getattr(target, "adopt", None)
+    if take is None:
+        raise SettingsError(f"target {name} keeps no owner of its records: there is nothing to adopt")
+
+    async def work() -> list[str]:
+        try:
+            taken: list[str] = await take()
+            return taken
+        finally:
+            await target.close()
+
+    taken = asyncio.run(work())
+    print(f"taken over: {', '.join(taken)}" if taken else f"{name} holds nothing of another installation")
+    return 0
 
 
 def _run(role: str, settings: Settings, flow: Flow, what: str, work: Callable[[Settings, asyncio.Event, Show], Awaitable[T]]) -> T:

@@ -150,6 +150,9 @@ class Target:
         """Take over the tables of another installation: their turns become 0. Gives the names of the objects taken."""
         async with self._connection() as connection, connection.transaction():
             owners = self._table_name(OWNERS)
+            there = await (await connection.execute("SELECT to_regclass(%s)", [owners.as_string(connection)])).fetchone()
+            if there is None or there[0] is None:
+                return []
             found = await connection.execute(sql.SQL("SELECT object FROM {} WHERE installation <> %s").format(owners), [self.installation])
             taken = [name for (name,) in await found.fetchall()]
             for name in taken:

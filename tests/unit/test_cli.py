@@ -9,6 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from deploy import runs
 from deploy.cli import app
 from deploy.context import choose_connection, choose_route, choose_source, duration, read_settings
 from deploy.failures import told
@@ -17,7 +18,7 @@ from models.errors import SettingsError, TemporaryError
 from models.flow import Flow
 
 COMMANDS = [
-    "worker", "subscribe", "receive", "snapshot", "check", "status", "dead-letters", "redrive", "replay", "demo", "test", "sandbox",
+    "worker", "subscribe", "receive", "snapshot", "check", "status", "dead-letters", "redrive", "adopt", "replay", "demo", "test", "sandbox",
 ]  # fmt: skip
 
 
@@ -176,3 +177,15 @@ def test_what_is_no_length_of_time_is_refused(text: str) -> None:
 def test_the_flow_option_stands_before_the_variable() -> None:
     assert read_settings(Path("a.yaml"), {"HEADRACE_FLOW": "b.yaml"}).flow == Path("a.yaml")
     assert read_settings(None, {"HEADRACE_FLOW": "b.yaml"}).flow == Path("b.yaml")
+
+
+def test_adopt_refuses_what_is_no_target_and_what_keeps_no_owner(tmp_path: Path) -> None:
+    flow = tmp_path / "flow.yaml"
+    flow.write_text(
+        "connections: {acme: {type: salesforce, url: 'http://localhost:1', auth: {flow: client_credentials, client_id: a, client_secret: b}}}\n"
+        "targets: {marketing: {type: iterable, api_key: made-up}}\n"
+        "routes: {people: {from: acme/Contact, to: marketing, map: person}}\n"
+    )
+    for name, word in (("marketting", "did you mean marketing"), ("marketing", "no owner")):
+        with pytest.raises(SettingsError, match=word):
+            runs.adopt(flow, name)
