@@ -18,7 +18,8 @@ from models.errors import SettingsError, TemporaryError
 from models.flow import Flow
 
 COMMANDS = [
-    "worker", "subscribe", "receive", "snapshot", "check", "status", "dead-letters", "redrive", "adopt", "replay", "demo", "test", "sandbox",
+    "worker", "subscribe", "receive", "snapshot", "check", "status", "dead-letters", "redrive", "adopt", "replay",
+    "demo", "test", "sandbox",
 ]  # fmt: skip
 
 
@@ -182,7 +183,8 @@ def test_the_flow_option_stands_before_the_variable() -> None:
 def test_adopt_refuses_what_is_no_target_and_what_keeps_no_owner(tmp_path: Path) -> None:
     flow = tmp_path / "flow.yaml"
     flow.write_text(
-        "connections: {acme: {type: salesforce, url: 'http://localhost:1', auth: {flow: client_credentials, client_id: a, client_secret: b}}}\n"
+        "connections:\n"
+        "  acme: {type: salesforce, url: 'http://localhost:1', auth: {flow: client_credentials, client_id: a, client_secret: b}}\n"
         "targets: {marketing: {type: iterable, api_key: made-up}}\n"
         "routes: {people: {from: acme/Contact, to: marketing, map: person}}\n"
     )
