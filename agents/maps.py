@@ -25,9 +25,12 @@ Place = tuple[str, ...]
 class TargetFacts(Protocol):
     """What maps must know of a target; every target has it."""
 
-    renames: bool
-    key_field: str | None
-    default_object: str | None
+    @property
+    def renames(self) -> bool: ...
+    @property
+    def key_field(self) -> str | None: ...
+    @property
+    def default_object(self) -> str | None: ...
 
     def same_key(self, object: str, key: str) -> str: ...
 

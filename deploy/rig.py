@@ -26,6 +26,7 @@ from deploy.sandbox import client
 
 FLOW = Path(__file__).parent / "examples" / "demo.yaml"
 READY_SECONDS = 60.0
+SILENT_SECONDS = 15.0
 ROLES = ("worker", "subscribe", "receive")
 
 
@@ -145,8 +146,15 @@ class Rig:
         return done.returncode, done.stdout + done.stderr
 
     def ask(self, method: str, path: str, body: Any = None, *, target: str = "salesforce") -> Any:
-        """A control request to a sandbox. Raises client.SandboxError."""
-        return client.call(self.salesforce if target == "salesforce" else self.iterable, method, path, body)
+        """A control request to a sandbox, which may be in a restart of its own. Raises client.SandboxError."""
+        until = time.monotonic() + SILENT_SECONDS
+        while True:
+            try:
+                return client.call(self.salesforce if target == "salesforce" else self.iterable, method, path, body)
+            except client.SilentError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.1)
 
     def kill(self, name: str) -> None:
         """kill -9 of the process that does the work; its parent starts it again."""

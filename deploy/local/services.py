@@ -136,6 +136,10 @@ class LocalServices:
 
 
 def exit_on_sigterm() -> None:
-    """Make SIGTERM and SIGHUP end this process through its `with` blocks, as Ctrl-C does. Main thread only."""
+    """Make SIGTERM and SIGHUP end this process through its `with` blocks, as Ctrl-C does. Main thread only.
+
+    Ctrl-C too is set: a shell starts what runs in its background with SIGINT ignored, and Python leaves that so.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda received, _: sys.exit(128 + received))

@@ -11,6 +11,10 @@ class SandboxError(Exception):
     """The sandbox could not be reached, or refused; the message says what to do."""
 
 
+class SilentError(SandboxError):
+    """Nothing answers at the address: not started yet, or being restarted."""
+
+
 def address(url: str | None, target: str, default_port: int) -> str:
     """`--url`, else HEADRACE_SANDBOX_URL (HEADRACE_SANDBOX_ITERABLE_URL for Iterable), else the default port."""
     variable = "HEADRACE_SANDBOX_URL" if target == "salesforce" else f"HEADRACE_SANDBOX_{target.upper()}_URL"
@@ -34,4 +38,4 @@ def call(base: str, method: str, path: str, body: Any = None) -> Any:
         raise SandboxError(text or f"{base} answered {error.code}: is that a sandbox?") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        raise SandboxError(f"no sandbox answers at {base} ({reason}); start one, or name it with --url") from None
+        raise SilentError(f"no sandbox answers at {base} ({reason}); start one, or name it with --url") from None

@@ -69,6 +69,8 @@ def test_ten_thousand_records_and_five_minutes_under_wire_faults_lose_nothing(ka
 def test_kill_9_of_subscriber_worker_and_broker_under_load_loses_nothing(database_url: str, tmp_path: Path) -> None:
     with rig(tmp_path, None, database_url, records=500, hold=5.0) as made:
         made.start()
+        with made.database() as database:
+            made.await_("the first row", lambda: bool(database.execute("SELECT to_regclass('crm.person')").fetchone() != (None,)))
         made.ask("POST", "/sandbox/change", {"rate": 60, "seconds": 40, "seed": 11, "rename_parents": False})
         for victim in ("subscribe", "worker", "broker"):
             _some_more_rows(made)

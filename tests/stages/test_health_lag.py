@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
@@ -125,7 +126,7 @@ async def test_a_process_measures_and_beats_by_itself_and_leaves_the_list_when_i
     await health.start()
     try:
         async with asyncio.timeout(30):
-            beats = []
+            beats: list[Any] = []
             while not beats or not loss._value.get():
                 beats = await read_all(desk.settings, desk.topics.processes)
     finally:

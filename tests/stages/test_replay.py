@@ -165,7 +165,7 @@ async def test_only_the_range_comes_again_by_offset(desk: Desk) -> None:
     topic = desk.topics.inbound("acme/Contact")
     wanted = [r.value for r in await read_all(desk.settings, topic) if r.partition == 1 and 2 <= r.offset < 6]
     assert (await desk.replay("1:2", "1:6")).sent == len(wanted) == 4
-    assert sorted(r.value for r, _ in await desk.replayed()) == sorted(wanted)
+    assert sorted(r.value or b"" for r, _ in await desk.replayed()) == sorted(value or b"" for value in wanted)
     assert (await desk.replay("acme/Contact:0:0", "0:999999")).done
 
 

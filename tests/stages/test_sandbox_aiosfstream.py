@@ -13,7 +13,7 @@ from deploy.sandbox.salesforce.org import CLIENT_ID, CLIENT_SECRET
 from tests.support.sandbox_wire import ALL, Wire, org
 
 
-class Login(AuthenticatorBase):
+class Login(AuthenticatorBase):  # type: ignore[misc]  # the library has no types
     def __init__(self, url: str) -> None:
         super().__init__()
         self.url = url

@@ -121,7 +121,7 @@ async def test_what_tells_nothing_is_a_dead_letter_and_the_channel_goes_on(setti
     async with subscribed(settings, flow_for(desk.url)) as task:
         await connected(desk, task)
         await desk.emit(*bad, change("00QQx00000Lm5NzMAJ", second=now, sobject="Lead"), change(A, second=now))
-        found = await until(lambda: arrived(settings, "Contact"), len, task=task)
+        found = await until(lambda: arrived(settings, "Contact"), bool, task=task)
     assert [key for _, key in found] == [A]
     told = await letters(settings)
     assert len(told) == len(bad)

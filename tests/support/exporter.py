@@ -1,7 +1,6 @@
 """A process whose /metrics has a growing sample of every metric of ours: what a busy installation would show. Prints its address."""
 
 import itertools
-import sys
 import time
 
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
@@ -31,4 +30,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

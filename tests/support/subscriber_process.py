@@ -26,7 +26,7 @@ async def main(given: dict[str, Any]) -> None:
     if given["what"] == "subscribe":
         await run_subscriber(settings, flow, "acme", FIELDS, stop=stop, **options)
     else:
-        snapshot.PAGE = options.pop("page", snapshot.PAGE)
+        snapshot.PAGE = options.pop("page", snapshot.PAGE)  # type: ignore[attr-defined]  # replaced where it is used
         await run_snapshot(settings, flow, given["source"], FIELDS[given["source"]], stop=stop, **options)
 
 

@@ -5,6 +5,8 @@ import socket
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -25,7 +27,7 @@ def get(url: str) -> tuple[int, str]:
 
 
 @pytest.fixture
-async def health():
+async def health() -> AsyncIterator[Health]:
     made = Health(AWAY, "worker", stuck=0.2, restarts=3)
     await made.start()
     yield made
@@ -40,7 +42,8 @@ async def test_serves_metrics_with_role_and_restarts(health: Health) -> None:
 
 
 async def test_answers_and_reports_a_stuck_loop_while_the_loop_is_stuck(health: Health) -> None:
-    answered, seen = threading.Event(), []
+    answered = threading.Event()
+    seen: list[Any] = []
 
     def poll() -> None:
         while not seen or seen[-1][0] != 503:

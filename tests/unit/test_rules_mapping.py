@@ -1,7 +1,7 @@
 """Maps, transforms, filters and quality: what goes where, what is refused, and that no reason holds a value."""
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -133,11 +133,22 @@ def test_transforms(transform: Any, value: Any, expected: Any) -> None:
 
 @pytest.mark.parametrize(
     ("transform", "value"),
-    [(number, v) for v in ("N/A", "NaN", "Infinity", "1e999999", True, [], "--1")]
-    + [(integer, v) for v in ("1.5", 2.5, {})]
-    + [(day, v) for v in ("2025-02-29", "soon", 5)]
-    + [(domain, v) for v in ("http://[", "a b", 5, "...", "." * 300 + "ü")]
-    + [(mail, 5), (boolean, "yes"), (moment, {})],
+    [
+        (transform, value)
+        for transform, values in cast(
+            "list[tuple[Any, list[Any]]]",
+            [
+                (number, ["N/A", "NaN", "Infinity", "1e999999", True, [], "--1"]),
+                (integer, ["1.5", 2.5, {}]),
+                (day, ["2025-02-29", "soon", 5]),
+                (domain, ["http://[", "a b", 5, "...", "." * 300 + "ü"]),
+                (mail, [5]),
+                (boolean, ["yes"]),
+                (moment, [{}]),
+            ],
+        )
+        for value in values
+    ],
 )
 def test_what_a_transform_cannot_read_is_refused_by_class(transform: Any, value: Any) -> None:
     with pytest.raises(ValueError, match=r"^(text|blank text|number|boolean|object|list) is not"):

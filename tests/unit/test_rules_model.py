@@ -49,7 +49,7 @@ def test_the_world_does_what_it_is_for() -> None:
 
 @TARGETS
 def test_without_releases_old_keys_stay_and_it_is_noticed(renames: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = process.move
+    real = process.move  # type: ignore[attr-defined]  # replaced where it is used
 
     def no_release(*args: object) -> list[str]:
         real(*args)  # type: ignore[arg-type]
@@ -69,7 +69,7 @@ def test_without_tolerance_between_event_and_row_values_are_lost_and_it_is_notic
 
 
 def test_releases_forgotten_before_their_chunk_is_committed_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = process.move
+    real = process.move  # type: ignore[attr-defined]  # replaced where it is used
 
     def early(keys: object, key: object, lane: object, offset: object, committed: dict[str, int]) -> list[str]:
         return real(keys, key, lane, offset, dict.fromkeys(("live", "bulk"), 1 << 60))  # type: ignore[arg-type]

@@ -95,7 +95,8 @@ async def test_many_who_ask_cause_one_login_and_a_storm_is_stopped(monkeypatch: 
 
 
 async def test_a_late_rejection_of_an_old_token_does_not_cost_the_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    login, made = Login("acme", config()), []
+    login = Login("acme", config())
+    made: list[Token] = []
 
     async def ask(form: dict[str, str]) -> Token:
         made.append(Token(f"t{len(made)}", "https://x", ""))
