@@ -49,7 +49,8 @@ def writer_stage(
         handler=writer.handle,
         tables=[TABLE],
         live_records=min(target.batch_records, 1000),
-        bulk_records=min(target.batch_records, BULK_RECORDS),
+        # Where calls are scarce, a small chunk of a flood would cost as much of the limit as a full one.
+        bulk_records=min(target.batch_records, 1000 if target.requests_per_second is not None else BULK_RECORDS),
         max_bytes=target.batch_bytes,
     )
 
@@ -311,4 +312,4 @@ def _after_rename(then: Write, image: Body | None) -> Write:
 def _meta(write: Write, decision: Decision) -> dict[str, object]:
     """Columns that people read: of the record that speaks, else of the one that left."""
     spoken = decision.winner or write
-    return {name: getattr(spoken, name) for name in ("source", "route", "revision", "position", "committed", "received")}
+    return {name: getattr(spoken, name) for name in ("source", "route", "revision", "position", "committed", "received", "reason")}

@@ -41,7 +41,8 @@ TABLES = ("person", "account", "opportunity")
 class Latency:
     """Commit in the sandbox Salesforce → row in PostgreSQL, in ms, of each version of each row that was seen there.
 
-    Both clocks are this machine's. A version overwritten between two looks is not seen.
+    Both clocks are this machine's. A version overwritten between two looks is not seen; a row that a snapshot or a replay wrote tells
+    nothing of the way of the event before it.
     """
 
     rig: Rig
@@ -61,7 +62,8 @@ class Latency:
             with contextlib.suppress(psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
                 rows = database.execute(
                     sql.SQL(
-                        "SELECT _key, _position, extract(epoch FROM _written_at) * 1000 FROM {} WHERE _written_at > to_timestamp(%s)"
+                        "SELECT _key, _position, extract(epoch FROM _written_at) * 1000 FROM {} WHERE _written_at > to_timestamp(%s) "
+                        "AND _reason IN ('live', 'fetch')"
                     ).format(sql.Identifier("crm", table)),
                     [self._since],
                 ).fetchall()

@@ -33,6 +33,7 @@ class Held:
     position: int | None = None
     committed: int | None = None
     received: int | None = None
+    reason: str = "live"
 
 
 @dataclass(slots=True)
@@ -85,7 +86,10 @@ class Delivered:
         return orjson.dumps(
             {
                 "f": FORMAT,
-                "h": [[h.source, h.route, h.order, h.revision, h.body, h.position, h.committed, h.received] for h in self.held.values()],
+                "h": [
+                    [h.source, h.route, h.order, h.revision, h.body, h.position, h.committed, h.received, h.reason]
+                    for h in self.held.values()
+                ],
                 "o": [self.live, self.bulk],
                 "w": self.written,
                 "p": self.fingerprint,
@@ -157,7 +161,7 @@ def apply(state: Delivered, write: Write, lane: Lane, offset: int, *, routes: Co
     if not stale:
         body = write.body if write.op is Op.WRITE else None
         state.held[name] = Held(
-            write.source, write.route, write.order, write.revision, body, write.position, write.committed, write.received
+            write.source, write.route, write.order, write.revision, body, write.position, write.committed, write.received, write.reason
         )
     if write.renamed_from is not None:
         state.unknown()

@@ -32,7 +32,7 @@ class Effect:
     image       body last written as far as we know (None: nothing, or unknown)
     id          the target's own id from an earlier result
     rename_to   the key this one becomes (body is None); in a target with `renames` the old record is renamed, data follows in its own write
-    meta        position, committed, received, revision, source, route: for columns that people read
+    meta        position, committed, received, revision, reason, source, route: for columns that people read
     """
 
     object: str

@@ -35,6 +35,7 @@ META = {
     "_position": "bigint",
     "_committed": "timestamptz",
     "_received": "timestamptz",
+    "_reason": "text",
     "_installation": "text",
     "_written_at": "timestamptz",
 }
@@ -176,6 +177,7 @@ class Target:
             "_position": meta.get("position"),
             "_committed": meta.get("committed"),
             "_received": meta.get("received"),
+            "_reason": meta.get("reason"),
             "_installation": self.installation,
         }
 

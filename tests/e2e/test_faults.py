@@ -47,7 +47,7 @@ def _run(made: Rig, rate: float, seconds: float, seed: int) -> None:
             made.ask("POST", "/sandbox/faults", fault)
             _watch(faulty, database, min(time.monotonic() + chance.uniform(2.0, 6.0), begun + seconds))
         made.ask("DELETE", "/sandbox/faults")
-        verdict = settle(made, database, 120.0)
+        verdict = settle(made, database, 300.0)
         faulty.look(database)
     print(f"\nseed {seed}, faults {fired}\ncompared {verdict.compared}, held {verdict.held}")
     for when, latency in (("before the faults", calm), ("with faults", faulty)):

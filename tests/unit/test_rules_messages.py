@@ -294,7 +294,7 @@ def test_what_is_no_change_event_says_what_is_missing(found: Any, reason: str) -
 
 
 JSON: Any = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text(max_size=8),
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8) | st.sampled_from(["Name", "diff", "Street"]), inner),
     max_leaves=8,
 )
