@@ -220,8 +220,8 @@ def user(effect: Effect) -> Body:
     fields = {name: value for name, value in (effect.body.get("dataFields") or {}).items() if name not in ("email", "userId")}
     if effect.image is not None:
         fields = cleared(effect.image.get("dataFields") or {}, fields)
-    elif effect.on_delete in ("mark", "tombstone"):
-        fields.setdefault(FLAG, None)
+    if effect.on_delete in ("mark", "tombstone"):
+        fields.setdefault(FLAG, None)  # a profile that was marked may have come under this key by a rename, whatever its image says
     if (user_id := effect.body.get("userId")) is not None:
         item["userId"] = user_id
     return {**item, "dataFields": fields}

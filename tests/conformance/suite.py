@@ -265,6 +265,13 @@ class Conformance:
         await bench.give(bench.write(BOB, None))
         assert await bench.rig.held() == {BOB: {"name": "Lead", "city": "Oslo" if again else "Rome"}}
 
+    @pytest.mark.parametrize("on_delete", ["delete", "tombstone", "mark"])
+    async def test_a_record_renamed_to_a_key_that_was_deleted_is_not_deleted(self, bench: Bench, on_delete: OnDelete) -> None:
+        await bench.give(bench.write(BOB, {"name": "Bob"}, B, on_delete=on_delete), bench.write(ANN, {"name": "Ann"}, on_delete=on_delete))
+        await bench.give(bench.write(BOB, None, B, on_delete=on_delete))
+        await bench.give(*bench.changed_key(ANN, BOB, {"name": "Ann"}, on_delete=on_delete))
+        assert await bench.rig.held() == {BOB: {"name": "Ann"}}
+
     async def test_a_key_that_another_source_still_has_stays_with_its_values(self, bench: Bench) -> None:
         await bench.give(bench.write(ANN, {"name": "Ann"}), bench.write(ANN, {"name": "Lead Ann"}, B))
         await bench.give(*bench.changed_key(ANN, BOB, {"name": "Ann"}))

@@ -31,7 +31,7 @@ WIRE = (
 CALM_SECONDS = 12.0
 
 
-def _run(made: Rig, rate: float, seconds: float, seed: int) -> None:
+def _run(made: Rig, rate: float, seconds: float, seed: int, settle_seconds: float) -> None:
     """Changes at `rate` for `seconds`, after a calm beginning with a wire fault every few seconds, then compare; prints latencies."""
     chance = random.Random(seed)
     made.start()
@@ -47,7 +47,7 @@ def _run(made: Rig, rate: float, seconds: float, seed: int) -> None:
             made.ask("POST", "/sandbox/faults", fault)
             _watch(faulty, database, min(time.monotonic() + chance.uniform(2.0, 6.0), begun + seconds))
         made.ask("DELETE", "/sandbox/faults")
-        verdict = settle(made, database, 300.0)
+        verdict = settle(made, database, settle_seconds)
         faulty.look(database)
     print(f"\nseed {seed}, faults {fired}\ncompared {verdict.compared}, held {verdict.held}")
     for when, latency in (("before the faults", calm), ("with faults", faulty)):
@@ -73,14 +73,14 @@ def _rows(made: Rig) -> int:
 @pytest.mark.timeout(360)
 def test_a_minute_of_changes_under_wire_faults_loses_nothing(kafka: str, database_url: str, tmp_path: Path) -> None:
     with rig(tmp_path, kafka, database_url, records=1000, hold=5.0) as made:
-        _run(made, 100, 60, random.randrange(10**6))
+        _run(made, 100, 60, random.randrange(10**6), 120)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_ten_thousand_records_and_five_minutes_under_wire_faults_lose_nothing(kafka: str, database_url: str, tmp_path: Path) -> None:
     with rig(tmp_path, kafka, database_url, records=10_000, hold=5.0) as made:
-        _run(made, 100, 300, random.randrange(10**6))
+        _run(made, 100, 300, random.randrange(10**6), 300)
 
 
 @pytest.mark.timeout(360)
