@@ -206,7 +206,7 @@ def _table(rig: Rig, database: psycopg.Connection, latency: Latency) -> Table:
     for name in ("Contact", "Lead", "Account", "Opportunity"):
         held = state["objects"][name]
         table.add_row("Salesforce" if name == "Contact" else "", name, str(held["records"] - held["deleted"]))
-    table.add_row("", "change events", str(state["published"]))
+    table.add_row("", "change events", str(sum(state["published"].values())))
     for name in (*TABLES, "signup"):
         table.add_row("PostgreSQL" if name == "person" else "", f"crm.{name}", str(_count(database, name)))
     table.add_row("Iterable", "users", str(users))
