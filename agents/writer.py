@@ -156,7 +156,9 @@ class Writer:
             return
         if key.write is not None:
             work.outcomes[key.write.route, Outcome.STALE] += 1
-        key.forced = key.forced or key.write is not None or decision.stale or write.always or write.renamed_from is not None
+        # A delete that the target confirmed is not repeated by every snapshot: nothing of it could be repaired, and each costs a call.
+        always = write.always and decision.winner is not None
+        key.forced = key.forced or key.write is not None or decision.stale or always or write.renamed_from is not None
         key.record, key.write, key.decision = record, write, decision
 
     def _items(self, work: Work) -> Iterator[Item]:

@@ -211,3 +211,15 @@ class TestIterable(Conformance):
         with pytest.raises(PausedError) as caught:
             await bench.target.probe()
         assert rig.key not in f"{caught.value!r} {bench.target!r} {vars(bench.target)}"
+
+
+async def test_a_confirmed_delete_is_not_asked_for_again_by_a_snapshot() -> None:
+    async with Sandbox(0) as sandbox:
+        bench = Bench(IterableRig(sandbox))
+        await bench.give(bench.write(ANN, {"name": "Ann"}, on_delete="mark"))
+        await bench.give(bench.write(ANN, None, on_delete="mark"))
+        before = len(sandbox.state.log)
+        await bench.give(bench.write(ANN, None, on_delete="mark", always=True), bulk=True)
+        assert len(sandbox.state.log) == before
+        await bench.give(bench.write(ANN, {"name": "Ann"}, always=True), bulk=True)
+        assert len(sandbox.state.log) > before
