@@ -76,7 +76,7 @@ class Target:
             return None
         if effect.rename_to is not None or effect.on_delete == "delete":
             return 0.05
-        return 0.2 if effect.image is None else None  # the look costs 0.01 of bulkUpdate's rate; few looks find somebody to mark
+        return 0.2 if effect.image is None else None  # looks have a limit of 100/s; few find somebody to mark by a bulkUpdate
 
     async def start(self, objects: Mapping[str, Columns]) -> None:
         """Refuse maps that write elsewhere than Iterable reads, then see whether the key is good."""
