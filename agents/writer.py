@@ -109,9 +109,6 @@ class Writer:
             key = work.keys[write.kafka_key]
             image = key.state.image
             self._decide(work, key, record, write, apply(key.state, write, lane, record.offset, routes=self._routes))
-            if write.renamed_from is not None:
-                # What stood there still stands where the key was taken already; else what was renamed does, whoever speaks for the key now.
-                key.state.image = _paths(image, write.body)
             if write.then is not None:
                 then = _after_rename(write.then, image)
                 work.forwards.append(Output(self._topics.writes(self.name, bulk=lane == "bulk"), then.kafka_key, encode_write(then)))
@@ -291,19 +288,6 @@ def _read(record: Record) -> Write:
 def _ignores(write: Write) -> bool:
     """`ignore` keeps what the source deleted; a record that only has another key now is not deleted, its old row is."""
     return write.on_delete == "ignore" and write.successor is None
-
-
-def _paths(*bodies: Body | None) -> Body:
-    """An image of which only the paths are known: those of all bodies, nulls included."""
-    found: Body = {}
-    for body in bodies:
-        for name, value in (body or {}).items():
-            if isinstance(value, dict):
-                held = found.get(name)
-                found[name] = _paths(held if isinstance(held, dict) else None, value)
-            else:
-                found.setdefault(name, True)
-    return found
 
 
 def _after_rename(then: Write, image: Body | None) -> Write:

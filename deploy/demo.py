@@ -104,7 +104,7 @@ def run_demo(seconds: float | None, as_json: bool) -> int:
 
 def _show(rig: Rig, seconds: float | None, as_json: bool, console: Console, begun: float, say: Any) -> int:
     with rig.database() as database:
-        rig.await_("the first row", lambda: _count(database, "person") > 0)
+        rig.await_("the first row", lambda: count_rows(database, "person") > 0)
         first_row = time.monotonic() - begun
         say(f"[bold]the first row is in PostgreSQL[/bold]; now {RATE:g} transactions a second change the sandbox Salesforce")
         say(f"look yourself: [cyan]psql '{rig.database_url}'[/cyan]   Salesforce: {rig.salesforce}   webhooks: {rig.hooks}/forms")
@@ -123,7 +123,7 @@ def _show(rig: Rig, seconds: float | None, as_json: bool, console: Console, begu
                 live.update(_table(rig, database, latency))
         verdict = settle(rig, database)
         latency.look(database)
-        signups = _count(database, "signup")
+        signups = count_rows(database, "signup")
         if signups != hooks:
             verdict.differs(f"signup: {signups} rows for {hooks} webhooks that were accepted")
     return report(verdict, latency, first_row, as_json, console)
@@ -151,10 +151,15 @@ def settle(rig: Rig, database: psycopg.Connection, seconds: float = SETTLE_SECON
             break
         time.sleep(0.3)
     while True:
-        verdict = compare(lambda path: rig.ask("GET", path), lambda path: rig.ask("GET", path, target="iterable"), database)
+        verdict = compare_now(rig, database)
         if verdict.equal or time.monotonic() > until:
             return verdict
         time.sleep(1.0)
+
+
+def compare_now(rig: Rig, database: psycopg.Connection) -> Verdict:
+    """Compare both ends once, as they are."""
+    return compare(lambda path: rig.ask("GET", path), lambda path: rig.ask("GET", path, target="iterable"), database)
 
 
 def report(verdict: Verdict, latency: Latency, first_row: float | None, as_json: bool, console: Console) -> int:
@@ -208,7 +213,7 @@ def _table(rig: Rig, database: psycopg.Connection, latency: Latency) -> Table:
         table.add_row("Salesforce" if name == "Contact" else "", name, str(held["records"] - held["deleted"]))
     table.add_row("", "change events", str(sum(state["published"].values())))
     for name in (*TABLES, "signup"):
-        table.add_row("PostgreSQL" if name == "person" else "", f"crm.{name}", str(_count(database, name)))
+        table.add_row("PostgreSQL" if name == "person" else "", f"crm.{name}", str(count_rows(database, name)))
     table.add_row("Iterable", "users", str(users))
     p50, p99 = latency.quantile(0.50), latency.quantile(0.99)
     if p50 is not None and p99 is not None:
@@ -216,7 +221,8 @@ def _table(rig: Rig, database: psycopg.Connection, latency: Latency) -> Table:
     return table
 
 
-def _count(database: psycopg.Connection, table: str) -> int:
+def count_rows(database: psycopg.Connection, table: str) -> int:
+    """Rows that are not deleted; 0 while the table is not made."""
     return _number(database, sql.SQL("SELECT count(*) FROM {} WHERE NOT _deleted").format(sql.Identifier("crm", table)))
 
 

@@ -8,8 +8,11 @@ import json
 import os
 import secrets
 import signal
+import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -132,8 +135,6 @@ class Rig:
 
     def command(self, *arguments: str, timeout: float = 120.0) -> tuple[int, str]:
         """Run `headrace …` to its end: its exit code and what it printed."""
-        import subprocess
-
         done = subprocess.run(
             self._line(arguments),
             env=self._environ(),
@@ -167,9 +168,6 @@ class Rig:
 
     def ready(self, name: str) -> bool:
         """What /readyz of the process says."""
-        import urllib.error
-        import urllib.request
-
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[name]}/readyz", timeout=2) as answer:
                 return bool(answer.status == 200)

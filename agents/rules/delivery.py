@@ -164,11 +164,25 @@ def apply(state: Delivered, write: Write, lane: Lane, offset: int, *, routes: Co
             write.source, write.route, write.order, write.revision, body, write.position, write.committed, write.received, write.reason
         )
     if write.renamed_from is not None:
-        state.unknown()
+        # What stood there still stands where the key was taken already; else what was renamed does, whoever speaks for the key now.
+        state.fingerprint, state.image = None, _paths(state.image, write.body)
     won = state.winner()
     rename = write.successor if write.then is not None and won is None and not stale else None
     call = (not stale or write.renamed_from is not None) and (won is not None or rename is not None or write.on_delete != "ignore")
     return Decision(call, stale, state.turn, won, write.on_delete, rename, write.then)
+
+
+def _paths(*bodies: Body | None) -> Body:
+    """An image of which only the paths are known: those of all bodies, nulls included."""
+    found: Body = {}
+    for body in bodies:
+        for name, value in (body or {}).items():
+            if isinstance(value, dict):
+                held = found.get(name)
+                found[name] = _paths(held if isinstance(held, dict) else None, value)
+            else:
+                found.setdefault(name, True)
+    return found
 
 
 def fingerprint(body: Body | None) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from deploy.demo import Latency, settle
+from deploy.demo import Latency, count_rows, settle
 from deploy.rig import Rig
 from tests.support.rigs import explain, rig
 
@@ -64,10 +64,7 @@ def _watch(latency: Latency, database: psycopg.Connection, until: float) -> None
 
 def _rows(made: Rig) -> int:
     with made.database() as database:
-        if database.execute("SELECT to_regclass('crm.person')").fetchone() == (None,):
-            return 0
-        row = database.execute("SELECT count(*) FROM crm.person").fetchone()
-        return int(row[0]) if row else 0
+        return count_rows(database, "person")
 
 
 @pytest.mark.timeout(360)

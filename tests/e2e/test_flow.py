@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.demo import send_hook, settle
-from deploy.oracle import compare
+from deploy.demo import compare_now, send_hook, settle
 from deploy.rig import Rig
 from tests.support.rigs import explain, rig, verdict_of
 
@@ -46,7 +45,7 @@ def test_the_comparison_sees_a_lost_row_a_changed_value_an_extra_row_and_a_misse
         for word, plan in plans.items():
             with database.transaction(force_rollback=True):
                 assert database.execute(plan).rowcount == 1, plan
-                seen = compare(lambda path: flow.ask("GET", path), lambda path: flow.ask("GET", path, target="iterable"), database)
+                seen = compare_now(flow, database)
                 assert seen.count >= 1, plan
                 assert any(word in text for text in seen.differences), (word, seen.differences)
     assert verdict_of(flow).equal

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from deploy.oracle import Verdict, compare
+from deploy.demo import compare_now
+from deploy.oracle import Verdict
 from deploy.rig import Rig
 
 VARIABLES = ("KAFKA_BOOTSTRAP_SERVERS", "DATABASE_URL")
@@ -29,7 +30,7 @@ def rig(folder: Path, kafka: str | None, database_url: str | None, **options: An
 def verdict_of(made: Rig) -> Verdict:
     """Compare both ends once, now."""
     with made.database() as database:
-        return compare(lambda path: made.ask("GET", path), lambda path: made.ask("GET", path, target="iterable"), database)
+        return compare_now(made, database)
 
 
 def explain(made: Rig, verdict: Verdict) -> str:
