@@ -42,6 +42,7 @@ def writer_stage(
     """The stage that writes to one target. `objects` are the columns the maps give it; the target is started at the first chunk."""
     topics = Topics(settings.installation)
     writer = Writer(name, target, flow, settings, objects, guard or Guard(STAGE, name))
+    scarce = target.requests_per_second is not None  # then a call with few writes costs as much of the limit as a full one
     return Stage(
         name=f"write-{name}",
         live=[topics.writes(name)],
@@ -49,9 +50,9 @@ def writer_stage(
         handler=writer.handle,
         tables=[TABLE],
         live_records=min(target.batch_records, 1000),
-        # Where calls are scarce, a small chunk of a flood would cost as much of the limit as a full one.
-        bulk_records=min(target.batch_records, 1000 if target.requests_per_second is not None else BULK_RECORDS),
+        bulk_records=min(target.batch_records, 1000 if scarce else BULK_RECORDS),
         max_bytes=target.batch_bytes,
+        depth=1 if scarce else 2,  # what comes while a call waits for its turn goes into the next one, all of it
     )
 
 
@@ -107,6 +108,8 @@ class Writer:
         lane = self._topics.lane(chunk.topic)
         for record, write in writes:
             key = work.keys[write.kafka_key]
+            if key.decision is not None and not self.target.compares:
+                key.state.may_hold(key.decision.body)
             image = key.state.image
             self._decide(work, key, record, write, apply(key.state, write, lane, record.offset, routes=self._routes))
             if write.then is not None:
@@ -142,13 +145,10 @@ class Writer:
         work.keys = {name: Key(raw, Delivered.decode(raw)) for name, raw in zip(names, held, strict=True)}
 
     def _decide(self, work: Work, key: Key, record: Record, write: Write, decision: Decision) -> None:
-        """Keep the last decision that has a call.
-
-        A stale write calls too, with what stands: it may have reached the target in a chunk that a crash left unfinished, and then a later
-        write of the other lane was below its turn, or was skipped as equal to what the target no longer held. For the same reason an
-        equal write is skipped only when it is the key's only one in the chunk.
+        """Keep the last decision that has a call. An equal write is skipped only when it is the key's only one in the chunk: what it
+        overtakes here may have been written by a chunk that a crash left unfinished.
         """
-        if decision.winner is None and decision.rename_to is None and _ignores(write):
+        if not decision.call:
             work.outcomes[write.route, Outcome.STALE if decision.stale else Outcome.UNCHANGED] += 1
             return
         if key.write is not None:
@@ -176,7 +176,7 @@ class Writer:
                 body=decision.body,
                 turn=decision.turn,
                 on_delete="tombstone" if write.on_delete == "ignore" else write.on_delete,
-                image=state.image,
+                image=state.image if decision.body is not None or state.stands else None,
                 id=state.id,
                 rename_to=decision.rename_to,
                 meta=_meta(write, decision),
@@ -234,6 +234,8 @@ class Writer:
             work.outcomes[write.route, result.outcome] += 1
         else:
             state.unknown()
+            if result.retryable:
+                state.may_hold(effect.body)
             error = TemporaryError(result.reason) if result.retryable else PermanentError(result.reason, field=result.field)
             meta = effect.meta
             self._dead(work, item.record, error, str(meta["source"]), str(meta["route"]), int(meta["revision"]), result.retryable)
@@ -241,7 +243,8 @@ class Writer:
             state.unknown()
             log.warning("the target holds a later turn", target=self.name, object=effect.object, turn=effect.turn)
         elif result.outcome is not Outcome.DEAD:
-            state.wrote(effect.turn, effect.body, id=result.id)
+            kept = effect.rename_to is None and effect.on_delete != "delete"
+            state.wrote(effect.turn, effect.body, id=result.id, kept=effect.body is None and kept)
             self._latency(write)
 
     def _dead(
@@ -283,11 +286,6 @@ def _read(record: Record) -> Write:
     if record.key != write.kafka_key:
         raise PermanentError("the record's key is not that of its write: what writes to this topic beside Headrace?")
     return write
-
-
-def _ignores(write: Write) -> bool:
-    """`ignore` keeps what the source deleted; a record that only has another key now is not deleted, its old row is."""
-    return write.on_delete == "ignore" and write.successor is None
 
 
 def _after_rename(then: Write, image: Body | None) -> Write:

@@ -44,7 +44,7 @@ class Delivered:
     live, bulk     last offset recorded of each lane's topic, -1 before the first
     written        turn last written; `fingerprint` of what was written then, None when not known
     id             the target's own id
-    image          body last written as far as we know
+    image          what the target may hold of ours: the body last written, or only the paths (see `may_hold`); None: nothing is known
     """
 
     held: dict[str, Held] = field(default_factory=dict)
@@ -70,14 +70,25 @@ class Delivered:
         won = self.winner()
         return self.fingerprint is not None and self.fingerprint == fingerprint(won.body if won else None)
 
-    def wrote(self, turn: int, body: Body | None, *, id: str | None = None) -> None:
-        """The target confirmed `body` (None: removed) at `turn`."""
-        self.written, self.fingerprint, self.image = turn, fingerprint(body), body
+    @property
+    def stands(self) -> bool:
+        """The target confirmed a body under this key that nothing has removed since."""
+        return self.fingerprint not in (None, GONE)
+
+    def wrote(self, turn: int, body: Body | None, *, id: str | None = None, kept: bool = False) -> None:
+        """The target confirmed `body` (None: removed) at `turn`. `kept`: what was removed still holds its fields, it is only marked."""
+        self.written, self.fingerprint = turn, fingerprint(body)
+        self.image = self.image if kept else body
         self.id = id if id is not None or body is None else self.id
 
+    def may_hold(self, body: Body | None) -> None:
+        """`body` may have reached the target: how a call ended is not known, or a chunk that a crash left unfinished made it."""
+        if body is not None:
+            self.image = _paths(self.image, body)
+
     def unknown(self) -> None:
-        """What the target holds is not known (the call failed for good): the next write is made whatever it holds."""
-        self.fingerprint = self.image = None
+        """The call failed for good: the next write is made whatever it holds."""
+        self.fingerprint = None
 
     def encode(self) -> bytes:
         """As a value of the table `delivered`."""
@@ -122,12 +133,13 @@ class Delivered:
 class Decision:
     """What one record of `writes.<target>` asks for.
 
-    call        False: nothing is to be done at the target (a stale write; a delete that the route ignores)
+    call        False: nothing is to be done at the target (a delete that the route ignores). A stale write calls too, with what stands: it
+                may have reached the target in a chunk that a crash left unfinished, and then a later write of the other lane was
+                below its turn, or was skipped as equal to what the target no longer held
     stale       a later revision of this source record stands: outcome "stale"
     turn        of this call
     winner      what the target shall hold; None: nobody speaks for the key, then `on_delete` says what to do
     rename_to   the target renames its record to this key instead (only where it can)
-    forward     a write to send on to `writes.<target>`, same lane, in the same transaction, after the call; never dropped
     """
 
     call: bool
@@ -136,7 +148,6 @@ class Decision:
     winner: Held | None
     on_delete: OnDelete
     rename_to: str | None = None
-    forward: Write | None = None
 
     @property
     def body(self) -> Body | None:
@@ -165,11 +176,14 @@ def apply(state: Delivered, write: Write, lane: Lane, offset: int, *, routes: Co
         )
     if write.renamed_from is not None:
         # What stood there still stands where the key was taken already; else what was renamed does, whoever speaks for the key now.
-        state.fingerprint, state.image = None, _paths(state.image, write.body)
+        state.may_hold(write.body)
+        state.unknown()
     won = state.winner()
-    rename = write.successor if write.then is not None and won is None and not stale else None
-    call = (not stale or write.renamed_from is not None) and (won is not None or rename is not None or write.on_delete != "ignore")
-    return Decision(call, stale, state.turn, won, write.on_delete, rename, write.then)
+    # Where nothing of ours stands, whatever is there came by the rename of another record, whose own write is still to come.
+    rename = write.successor if write.then is not None and won is None and not stale and state.stands else None
+    # `ignore` keeps what the source deleted; a record that only has another key now is not deleted, its old row is.
+    kept = write.on_delete == "ignore" and write.successor is None
+    return Decision(won is not None or rename is not None or not kept, stale, state.turn, won, write.on_delete, rename)
 
 
 def _paths(*bodies: Body | None) -> Body:

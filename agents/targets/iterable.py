@@ -74,9 +74,8 @@ class Target:
         """
         if effect.body is not None:
             return None
-        if effect.rename_to is not None or effect.on_delete == "delete":
-            return 0.05
-        return 0.2 if effect.image is None else None  # looks have a limit of 100/s; few find somebody to mark by a bulkUpdate
+        looks = effect.rename_to is None and effect.on_delete != "delete"
+        return None if looks and effect.image is not None else 0.05  # a look has the same limit, and few find somebody to mark
 
     async def start(self, objects: Mapping[str, Columns]) -> None:
         """Refuse maps that write elsewhere than Iterable reads, then see whether the key is good."""

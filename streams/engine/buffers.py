@@ -1,7 +1,8 @@
 """What was fetched and not yet handed out, and which chunk is next. Pure: no Kafka, no Faust, no clock.
 
-Invariants: at most `depth` chunks of a stage and partition number are out; live before bulk: a bulk chunk goes out only while no live
-record of that stage and partition number waits, and never takes the last place of the depth; records of a partition go out in order.
+Invariants: at most `depth` chunks of a stage and partition number are out; live before bulk: while live records of that stage and partition
+number wait, only each fifth chunk is a bulk one (none would starve the bulk lane under steady load), and bulk never takes the last place
+of the depth; records of a partition go out in order; what waits of one partition is at most a chunk and one fetch.
 """
 
 from collections import deque
@@ -9,7 +10,32 @@ from collections.abc import Iterator, Sequence
 
 from streams.engine.stage import Chunk, Record, Stage
 
-Lane = dict[str, deque[Record]]
+LIVE_CHUNKS = 4
+"""Live chunks that may pass a waiting bulk chunk."""
+
+
+class _Waiting:
+    """Records of one topic's partition, and their bytes."""
+
+    def __init__(self) -> None:
+        self.records: deque[Record] = deque()
+        self.bytes = 0
+
+    def add(self, records: Sequence[Record]) -> None:
+        self.records.extend(records)
+        self.bytes += sum(map(_size, records))
+
+    def cut(self, most: int, most_bytes: int) -> list[Record]:
+        cut, size = [self.records.popleft()], 0
+        size = _size(cut[0])
+        while self.records and len(cut) < most and size + (more := _size(self.records[0])) <= most_bytes:
+            size += more
+            cut.append(self.records.popleft())
+        self.bytes -= size
+        return cut
+
+
+Lane = dict[str, _Waiting]
 
 
 class _Queue:
@@ -17,30 +43,37 @@ class _Queue:
 
     def __init__(self, stage: Stage, number: int) -> None:
         self.stage, self.number = stage, number
-        self.live: Lane = {topic: deque() for topic in stage.live}
-        self.bulk: Lane = {topic: deque() for topic in stage.bulk}
-        self.out = 0
+        self.live: Lane = {topic: _Waiting() for topic in stage.live}
+        self.bulk: Lane = {topic: _Waiting() for topic in stage.bulk}
+        self.out = self._passed = 0
+
+    def wants(self, topic: str) -> bool:
+        waiting, most = (self.live, self.stage.live_records) if topic in self.live else (self.bulk, self.stage.bulk_records)
+        return len(waiting[topic].records) < most and waiting[topic].bytes < self.stage.max_bytes
 
     def next(self) -> Chunk | None:
-        if self.out >= self.stage.depth:
+        stage = self.stage
+        if self.out >= stage.depth:
             return None
-        if chunk := self._cut(self.live, self.stage.live_records):
-            return chunk
-        if self.out < max(1, self.stage.depth - 1):
-            return self._cut(self.bulk, self.stage.bulk_records)
-        return None
+        live, bulk = _first(self.live), _first(self.bulk)
+        bulk = bulk if self.out < max(1, stage.depth - 1) else None
+        if bulk is not None and (live is None or self._passed >= LIVE_CHUNKS):
+            self._passed = 0
+            return Chunk(bulk, self.number, _turn(self.bulk, bulk).cut(stage.bulk_records, stage.max_bytes))
+        if live is None:
+            return None
+        self._passed += 1
+        return Chunk(live, self.number, _turn(self.live, live).cut(stage.live_records, stage.max_bytes))
 
-    def _cut(self, lane: Lane, most: int) -> Chunk | None:
-        topic = next((topic for topic, records in lane.items() if records), None)
-        if topic is None:
-            return None
-        waiting = lane.pop(topic)
-        lane[topic] = waiting  # at the end: topics take turns
-        records, size = [waiting.popleft()], 0
-        size = _size(records[0])
-        while waiting and len(records) < most and (size := size + _size(waiting[0])) <= self.stage.max_bytes:
-            records.append(waiting.popleft())
-        return Chunk(topic, self.number, records)
+
+def _first(lane: Lane) -> str | None:
+    return next((topic for topic, waiting in lane.items() if waiting.records), None)
+
+
+def _turn(lane: Lane, topic: str) -> _Waiting:
+    """Of this topic, which now stands at the end: topics take turns."""
+    lane[topic] = waiting = lane.pop(topic)
+    return waiting
 
 
 def _size(record: Record) -> int:
@@ -73,13 +106,13 @@ class Buffers:
         self._queues.clear()
 
     def wants(self, topic: str, partition: int) -> bool:
-        """Whether more of this partition may be taken from the fetcher: nothing of it is waiting here."""
-        queue, lane = self._lane(topic, partition)
-        return not lane[topic] and queue.out < queue.stage.depth
+        """Whether more of this partition may be taken from the fetcher: less than a chunk of it waits here."""
+        return self._queue(topic, partition).wants(topic)
 
     def add(self, topic: str, partition: int, records: Sequence[Record]) -> None:
         """Keep fetched records."""
-        self._lane(topic, partition)[1][topic].extend(records)
+        queue = self._queue(topic, partition)
+        (queue.live if topic in queue.live else queue.bulk)[topic].add(records)
 
     def next(self) -> Iterator[Chunk]:
         """Every chunk that may go out now; each counts as out until `done`."""
@@ -96,10 +129,10 @@ class Buffers:
     def busy(self, stage: str, partition: int) -> bool:
         """Whether anything waits or is out."""
         queue = self._queues.get((stage, partition))
-        return queue is not None and (queue.out > 0 or any(queue.live.values()) or any(queue.bulk.values()))
+        return queue is not None and (queue.out > 0 or _first(queue.live) is not None or _first(queue.bulk) is not None)
 
-    def _lane(self, topic: str, partition: int) -> tuple[_Queue, Lane]:
+    def _queue(self, topic: str, partition: int) -> _Queue:
         stage = self._stage_of[topic]
         if (queue := self._queues.get((stage.name, partition))) is None:
             queue = self._queues[stage.name, partition] = _Queue(stage, partition)
-        return queue, queue.live if topic in queue.live else queue.bulk
+        return queue

@@ -99,7 +99,7 @@ Handler = Callable[[Chunk, Partition], Awaitable[Result]]
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One agent. `live` and `bulk` are topic names; bulk chunks are small and handed out only while no live chunk waits.
+    """One agent. `live` and `bulk` are topic names; bulk chunks are small and come after live ones (buffers.py).
 
     tables       names of the tables whose partitions the handler reads and changes
     live_records, bulk_records, max_bytes   the most one chunk holds

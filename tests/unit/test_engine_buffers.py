@@ -49,6 +49,17 @@ def test_at_most_depth_chunks_of_a_partition_are_out_until_one_is_done() -> None
     assert taken(b) == [("a", 20, 10)]
 
 
+def test_under_steady_live_load_each_fifth_chunk_is_a_bulk_one() -> None:
+    b = buffers(live_records=1, bulk_records=5, depth=1)
+    b.add("a", 0, records("a", 0, 20))
+    b.add("a.bulk", 0, records("a.bulk", 0, 20))
+    order = []
+    for _ in range(11):
+        order += [topic for topic, _, _ in taken(b)]
+        b.done("s", 0)
+    assert order == ["a", "a", "a", "a", "a.bulk"] * 2 + ["a"]
+
+
 def test_bulk_waits_while_a_live_record_of_that_partition_number_waits_and_only_there() -> None:
     b = buffers(live_records=10, bulk_records=5, depth=2)
     for number in (0, 1):
@@ -88,15 +99,21 @@ def test_a_chunk_is_bounded_in_bytes_but_a_record_larger_than_that_still_goes_al
     assert taken(b) == [("a", 0, 2), ("a", 2, 1), ("a", 3, 1), ("a", 4, 1)]
 
 
-def test_more_is_wanted_only_when_nothing_waits_and_a_place_is_free() -> None:
-    b = buffers(live_records=1, depth=1)
-    assert b.wants("a", 0)
+def test_more_is_wanted_until_a_chunk_waits_in_records_or_bytes() -> None:
+    b = buffers(live_records=3, max_bytes=1000, depth=1)
     b.add("a", 0, records("a", 0, 1))
-    assert not b.wants("a", 0)
-    assert b.wants("b", 0)
     assert taken(b) == [("a", 0, 1)]
+    b.add("a", 0, records("a", 1, 2))
+    assert b.wants("a", 0)
+    b.add("a", 0, records("a", 3, 1))
     assert not b.wants("a", 0)
+    b.add("b", 0, records("b", 0, 1, 1000))
+    assert not b.wants("b", 0)
+    assert b.wants("b", 1)
     b.done("s", 0)
+    assert taken(b) == [("b", 0, 1)]
+    b.done("s", 0)
+    assert taken(b) == [("a", 1, 3)]
     assert b.wants("a", 0)
 
 

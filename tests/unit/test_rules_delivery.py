@@ -96,20 +96,38 @@ def test_ignore_makes_no_call_once_nobody_speaks_and_lets_the_next_source_win_be
     assert (last.call, last.body) == (False, None)
 
 
-def test_a_rename_happens_only_when_nobody_else_speaks_and_its_write_always_goes_on() -> None:
+def test_a_rename_happens_only_when_nobody_else_speaks() -> None:
     then = replace(WRITE, key="b", revision=6, renamed_from="k")
     carrying = replace(RELEASE, successor="b", then=then)
     for others, expected in ((0, "b"), (1, None)):
         state = Delivered()
         apply(state, WRITE, "live", 0)
+        state.wrote(1, WRITE.body)
         if others:
             apply(state, replace(WRITE, source="acme/Lead/2", order=1), "live", 1)
         decision = apply(state, carrying, "live", 2)
-        assert (decision.rename_to, decision.forward) == (expected, then)
+        assert decision.rename_to == expected
     state = Delivered()
     apply(state, replace(WRITE, revision=9), "live", 0)
     late = apply(state, carrying, "live", 1)
-    assert (late.stale, late.call, late.rename_to, late.forward) == (True, False, None, then)
+    assert (late.stale, late.call, late.rename_to) == (True, True, None)
+
+
+def test_where_nothing_of_ours_stands_a_release_renames_nothing() -> None:
+    """What is there came by another record's rename, whose write is still to come."""
+    state = Delivered()
+    carrying = replace(RELEASE, successor="b", then=replace(WRITE, key="b", renamed_from="k"))
+    assert apply(state, carrying, "live", 0).rename_to is None
+    state.wrote(1, None)
+    assert apply(state, carrying, "live", 1).rename_to is None
+
+
+def test_what_is_only_marked_keeps_its_fields_and_what_is_removed_keeps_none() -> None:
+    for kept, image in ((True, WRITE.body), (False, None)):
+        state = Delivered()
+        state.wrote(1, WRITE.body)
+        state.wrote(2, None, kept=kept)
+        assert (state.image, state.stands) == (image, False)
 
 
 def test_after_a_rename_the_winner_is_written_even_by_a_stale_write() -> None:
