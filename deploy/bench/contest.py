@@ -1,0 +1,159 @@
+"""A contest: every contender does the same kind of work in turn, round after round, and its result is compared with the oracle."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from deploy.bench import byhand
+from deploy.bench.place import Place, Record, differences
+from deploy.bench.racer import Racer
+from deploy.bench.spec import Spec
+from deploy.bench.work import MARK, Event, Work, record_id
+from deploy.local.process import LocalServiceError, Progress
+
+HUNG = 180.0
+MARKS = 16
+Done = Callable[["Entry", Place], Awaitable[bool]]
+Check = Callable[["Entry", Place], Awaitable[dict[str, int]]]
+
+
+@dataclass
+class Entry:
+    """One contender. `events` is what one round gives it: about equal times for fast and slow ones.
+
+    flat   it gets whole rows instead of change events (peers that cannot merge)
+    """
+
+    name: str
+    spec: Spec
+    racer: Racer
+    events: int
+    done: Done
+    check: Check
+    flat: bool = False
+    work: Work = field(default_factory=lambda: Work([]))
+    loaded: Counter[int] = field(default_factory=Counter)
+    sent: list[Event] = field(default_factory=list)
+    round: int = -1
+    counted: tuple[int, int, dict[str, byhand.State]] = (0, 0, {})
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+async def contest(entries: Sequence[Entry], place: Place, ids: int, rounds: int, say: Progress) -> dict[str, Any]:
+    """By contender: events a second and CPU microseconds an event of each round, peak memory, and what differs from the oracle.
+
+    Raises LocalServiceError when one ends or takes longer than `HUNG` seconds.
+    """
+    marks = marker_ids(place)
+    try:
+        for entry in entries:
+            entry.work = Work([*(record_id(number) for number in range(ids)), *marks])
+            entry.figures = {"events_per_second": [], "cpu_us_per_event": []}
+            entry.racer.start()
+            await _load(entry, place, entry.work.create() + entry.work.marks(marks, "0"))
+            await _until_done(entry, place)
+        for number in range(1, rounds + 1):
+            for entry in entries:
+                events = entry.work.updates(entry.events) + entry.work.marks(marks, str(number))
+                entry.racer.freeze()
+                await _load(entry, place, events)
+                began = time.monotonic()
+                entry.racer.thaw()
+                seconds = await _until_done(entry, place, began)
+                rate = len(events) / seconds
+                entry.figures["events_per_second"].append(round(rate, 1))
+                entry.figures["cpu_us_per_event"].append(round(entry.racer.cpu() / len(events) * 1e6, 1))
+                say(f"round {number}: {entry.name}: {rate:,.0f} events/s")
+        for entry in entries:
+            entry.figures |= {"peak_mb": round(entry.racer.peak_mb()), "oracle": await entry.check(entry, place)}
+    finally:
+        for entry in entries:
+            entry.racer.stop()
+    return {entry.name: entry.figures for entry in entries}
+
+
+def marker_ids(place: Place) -> list[str]:
+    """Records whose arrival proves that everything before is through: one for each pair of in-partition and partition of the writes."""
+    found: dict[tuple[int, int], str] = {}
+    number = 0
+    while len(found) < MARKS:
+        id = f"003Mark{number:08d}AAA"
+        found.setdefault((place.partition(id.encode()), place.partition(f"person|acme/{id}".encode())), id)
+        number += 1
+    return list(found.values())
+
+
+def records(entry: Entry, events: Sequence[Event]) -> list[Record]:
+    """As Headrace's subscriber writes them; who does not know the headers ignores them."""
+    headers = [("kind", b"change"), ("reason", b"live"), ("received", b"%d" % (time.time() * 1000)), ("channel", b"/data/ChangeEvents"),
+               ("epoch", b"1")]  # fmt: skip
+    if entry.flat:
+        return [(event.id.encode(), orjson.dumps(row), []) for event, row in entry.work.flat_rows(events)]
+    return [(event.id.encode(), event.value, [*headers, ("position", b"%d" % event.position)]) for event in events]
+
+
+async def _load(entry: Entry, place: Place, events: list[Event]) -> None:
+    await place.load(entry.spec.source, records(entry, events))
+    entry.loaded.update(place.partition(event.id.encode()) for event in events)
+    entry.sent += events
+    entry.round += 1
+
+
+async def _until_done(entry: Entry, place: Place, began: float | None = None) -> float:
+    start = time.monotonic() if began is None else began
+    while not await entry.done(entry, place):
+        if time.monotonic() - start > HUNG:
+            raise LocalServiceError(f"{entry.name} did not finish {entry.loaded.total()} events in {HUNG:.0f} s")
+        entry.racer.check()
+        await asyncio.sleep(0.02)
+    return time.monotonic() - start
+
+
+async def committed(entry: Entry, place: Place) -> bool:
+    """Its group has committed everything that was loaded."""
+    return await place.committed(entry.spec.name, entry.spec.source) == dict(entry.loaded)
+
+
+async def sent_on(entry: Entry, place: Place) -> bool:
+    """Every output is in the topic (for stock Faust, which commits only now and then)."""
+    wanted = entry.loaded.total() if entry.spec.mode == "pass" else _outputs(entry)
+    return sum((await place.ends(entry.spec.out)).values()) >= wanted
+
+
+async def marked(entry: Entry, place: Place) -> bool:
+    """The last markers are in PostgreSQL."""
+    return await place.marked(entry.spec.schema, f"{MARK} {entry.round}") == MARKS
+
+
+def _outputs(entry: Entry) -> int:
+    """How often the step by hand says something new; only new events are counted."""
+    start, outputs, states = entry.counted
+    for event in entry.sent[start:]:
+        if (done := byhand.step(event.value, event.id, states.get(event.id))) is not None:
+            states[event.id] = done[0]
+            outputs += 1
+    entry.counted = (len(entry.sent), outputs, states)
+    return outputs
+
+
+async def same_records(entry: Entry, place: Place) -> dict[str, int]:
+    """The out topic holds exactly what the in-topic does."""
+    wanted = Counter(event.value for event in entry.sent)
+    found = Counter(record.value for record in await place.read(entry.spec.out))
+    return {"compared": wanted.total(), "missing": (wanted - found).total(), "unexpected": (found - wanted).total()}
+
+
+async def same_bodies(entry: Entry, place: Place) -> dict[str, int]:
+    """The last body of each key in the out topic is the oracle's."""
+    read = [orjson.loads(record.value) for record in await place.read(entry.spec.out)]
+    return differences(entry.work.truth(), {body["externalId"]: body for said in read if (body := said["body"])})
+
+
+async def same_rows(entry: Entry, place: Place) -> dict[str, int]:
+    """The table is the oracle's."""
+    return differences(entry.work.truth(), await place.rows(entry.spec.schema))
