@@ -126,6 +126,7 @@ class Receiver:
             ) from None
         self._kafka_is_away("not asked yet")
         self._probe = asyncio.create_task(self._watch_kafka())
+        self._probe.add_done_callback(self._probe_ended)
         url = f"http://{self._runner.addresses[0][0]}:{self._runner.addresses[0][1]}"
         log.info("receiving webhooks", url=f"{url}/hooks/<source>", sources=sorted(self._sources))
         return url
@@ -184,6 +185,11 @@ class Receiver:
         if not self.failed.done():
             self.failed.set_exception(error)
 
+    def _probe_ended(self, probe: asyncio.Task[None]) -> None:
+        """An error of it ends the process: without the probe every delivery would be refused for ever."""
+        if not probe.cancelled() and (error := probe.exception()) is not None and not self.failed.done():
+            self.failed.set_exception(error)
+
     def _kafka_is_away(self, why: str) -> None:
         self._kafka.clear()
         self._away.set()
@@ -196,7 +202,7 @@ class Receiver:
             await self._away.wait()
             try:
                 await asyncio.wait_for(ensure(self._settings, wanted), 3 * PROBE_SECONDS)
-            except (KafkaError, TimeoutError, OSError) as error:
+            except (TemporaryError, KafkaError, TimeoutError, OSError) as error:
                 self._health.ready("kafka", False, f"not to be reached ({type(error).__name__})")
                 await asyncio.sleep(PROBE_SECONDS)
             except FatalError as error:

@@ -23,6 +23,7 @@ from streams.publish import MAX_RECORD, Publisher, read_all
 from streams.topics import Topics
 from streams.webhooks.receiver import KEEPABLE, Receiver, key_of, run_receiver
 from tests.support.broker import settings_for, topics
+from tests.support.tcp_proxy import TcpProxy
 
 pytestmark = pytest.mark.kafka
 SECRET = "whsec_" + base64.b64encode(b"a made-up key of 24 bytes").decode()
@@ -243,6 +244,20 @@ async def test_goes_on_by_itself_once_kafka_is_back(desk: Desk) -> None:
     assert await desk.post(b'{"data": {"id": "c-7"}}') == 202
     assert len(await desk.kept()) == 1
     assert said == [("kafka", False), ("kafka", True)]
+
+
+async def test_started_while_kafka_is_away_it_takes_hooks_once_kafka_answers(kafka: str, tmp_path: Path) -> None:
+    host, _, port = kafka.partition(":")
+    async with TcpProxy(host, int(port)) as proxy:
+        proxy.down()
+        settings = settings_for(kafka, tmp_path, receiver_port=0)
+        async with topics(settings, []):
+            async for desk in desk_on(settings.model_copy(update={"kafka": f"127.0.0.1:{proxy.port}"})):
+                await asyncio.wait_for(proxy.refused.wait(), 30)
+                assert await desk.post(b'{"data": {"id": "c-7"}}') == 503
+                proxy.up()
+                await desk.until_ready()
+                assert await desk.post(b'{"data": {"id": "c-7"}}') == 202
 
 
 async def test_a_stranger_with_odd_headers_gets_no_2xx_and_no_500(desk: Desk) -> None:
