@@ -214,6 +214,28 @@ def demo(
     raise typer.Exit(run_demo(None if seconds is None else duration(seconds), json))
 
 
+@app.command(rich_help_panel=TRY)
+def soak(
+    seconds: Annotated[
+        str, typer.Option("--for", metavar="TIME", help="How long faults strike (90s, 10m); then it settles and judges.")
+    ] = "10m",
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Repeat the run of this seed: the same changes and faults.", show_default=False)
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Break everything at random under load, on this machine alone, and prove that nothing was lost and nothing came twice.
+
+    Exit code 0 only when the verdict holds.
+
+    Example: headrace soak --for 10m --seed 42
+    """
+    from deploy.context import duration
+    from deploy.soak.run import run_soak
+
+    raise typer.Exit(run_soak(duration(seconds), seed, json))
+
+
 @app.command(
     rich_help_panel=TRY,
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},

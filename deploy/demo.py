@@ -7,6 +7,7 @@ import base64
 import contextlib
 import hashlib
 import hmac
+import http.client
 import json
 import shutil
 import statistics
@@ -42,11 +43,12 @@ class Latency:
     """Commit in the sandbox Salesforce → row in PostgreSQL, in ms, of each version of each row that was seen there.
 
     Both clocks are this machine's. A version overwritten between two looks is not seen; a row that a snapshot or a replay wrote tells
-    nothing of the way of the event before it.
+    nothing of the way of the event before it. `commits` holds the commit of each sample, in epoch ms.
     """
 
     rig: Rig
     samples: list[float] = field(default_factory=list)
+    commits: list[float] = field(default_factory=list)
     _commits: dict[int, float] = field(default_factory=dict)
     _after: int = 0
     _seen: set[tuple[str, int]] = field(default_factory=set)
@@ -71,11 +73,17 @@ class Latency:
                     if position is not None and (key, position) not in self._seen and (committed := self._commits.get(position)):
                         self._seen.add((key, position))
                         self.samples.append(float(written) - committed)
+                        self.commits.append(committed)
         self._since = begun - 2.0
 
     def quantile(self, q: float) -> float | None:
         """In ms; None without samples."""
-        return statistics.quantiles(self.samples, n=1000, method="inclusive")[round(q * 1000) - 1] if len(self.samples) > 1 else None
+        return quantile(self.samples, q)
+
+
+def quantile(samples: list[float], q: float) -> float | None:
+    """None for fewer than two samples."""
+    return statistics.quantiles(samples, n=1000, method="inclusive")[round(q * 1000) - 1] if len(samples) > 1 else None
 
 
 def run_demo(seconds: float | None, as_json: bool) -> int:
@@ -87,7 +95,7 @@ def run_demo(seconds: float | None, as_json: bool) -> int:
     def say(text: str) -> None:
         console.print(f"[dim]{time.monotonic() - begun:5.1f} s[/dim]  {text}", highlight=False)
 
-    folder = Path(tempfile.mkdtemp(prefix="demo-", dir=_base()))
+    folder = Path(tempfile.mkdtemp(prefix="demo-", dir=base_folder()))
     try:
         with Rig(folder, records=RECORDS, progress=say) as rig:
             rig.start()
@@ -187,9 +195,9 @@ def report(verdict: Verdict, latency: Latency, first_row: float | None, as_json:
     return 0 if verdict.equal else 1
 
 
-def send_hook(rig: Rig, body: dict[str, Any]) -> bool:
-    """Post a signed webhook as a stranger's system would; True when it was accepted."""
-    raw, name, at = json.dumps(body).encode(), f"msg_{uuid.uuid4().hex}", str(int(time.time()))
+def send_hook(rig: Rig, body: dict[str, Any], name: str | None = None) -> bool:
+    """Post a signed webhook as a stranger's system would, under a delivery id of its own or `name`; True when it was accepted."""
+    raw, name, at = json.dumps(body).encode(), name or f"msg_{uuid.uuid4().hex}", str(int(time.time()))
     key = base64.b64decode(rig.secret.removeprefix("whsec_"))
     signature = base64.b64encode(hmac.new(key, f"{name}.{at}.".encode() + raw, hashlib.sha256).digest()).decode()
     headers = {"webhook-id": name, "webhook-timestamp": at, "webhook-signature": f"v1,{signature}", "content-type": "application/json"}
@@ -197,7 +205,7 @@ def send_hook(rig: Rig, body: dict[str, Any]) -> bool:
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
             return bool(200 <= answer.status < 300)
-    except (urllib.error.URLError, OSError):
+    except (urllib.error.URLError, http.client.HTTPException, OSError):
         return False
 
 
@@ -239,7 +247,8 @@ def _number(database: psycopg.Connection, query: sql.Composed) -> int:
     return int(row[0]) if row else 0
 
 
-def _base() -> Path:
+def base_folder() -> Path:
+    """Where runs on this machine keep their folders: .headrace of the current one."""
     folder = Path.cwd() / ".headrace"
     folder.mkdir(parents=True, exist_ok=True)
     return folder

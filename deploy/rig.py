@@ -128,7 +128,7 @@ class Rig:
         more = dict(environ or {})
         if role in ROLES:
             port = self.ports.setdefault(name or role, free_port())
-            more = {"HEADRACE_METRICS_PORT": str(port), "HEADRACE_STATE_DIR": str(self.folder / f"state-{name or role}")} | more
+            more = {"HEADRACE_METRICS_PORT": str(port), "HEADRACE_STATE_DIR": str(self.state_folder(name or role))} | more
         if role == "subscribe" and not arguments:
             arguments = ("acme", "--from", "new")
         return self._spawn(name or role, role, *arguments, environ=more)
@@ -156,6 +156,10 @@ class Rig:
                 if time.monotonic() > until:
                     raise
                 time.sleep(0.1)
+
+    def state_folder(self, name: str) -> Path:
+        """Where the process of that name keeps its tables."""
+        return self.folder / f"state-{name}"
 
     def kill(self, name: str) -> None:
         """kill -9 of the process that does the work; its parent starts it again."""
@@ -243,3 +247,8 @@ class Rig:
 def as_json(figures: Any) -> str:
     """For people and machines alike: indented, keys in order."""
     return json.dumps(figures, indent=2, sort_keys=True, default=str)
+
+
+def as_line(what: object, most: int = 400) -> str:
+    """Its text in one line, for a timeline."""
+    return " ".join(str(what).split())[:most]

@@ -19,7 +19,7 @@ from models.flow import Flow
 
 COMMANDS = [
     "worker", "subscribe", "receive", "snapshot", "check", "status", "dead-letters", "redrive", "adopt", "replay",
-    "demo", "test", "sandbox",
+    "demo", "soak", "test", "sandbox",
 ]  # fmt: skip
 
 

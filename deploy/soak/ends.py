@@ -1,0 +1,77 @@
+"""Which processes ended while they should have run, and whether a fault explains it. Read from the logs, as a person would."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from deploy.soak.faults import Struck
+
+KILLS = frozenset({"kill", "crash", "state-lost", "state-damaged"})
+KILLED_SECONDS = 3.0
+LATER_SECONDS = 90.0
+"""Within which a consequence counts as one: what a fault of a server does to a process shows when that process asks it next."""
+FENCED = re.compile(r"fenced|took over|invalid producer epoch", re.IGNORECASE)
+KAFKA_AWAY = re.compile(r"Kafka|broker|Coordinator|Connection|RequestTimedOut|NodeNotReady", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """One end of a process that its parent noticed. `at` epoch seconds; `how` "signal 9", "exit code 70"; `why` its own last words."""
+
+    process: str
+    at: float
+    how: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.process} ended by {self.how}" + (f": {self.why}" if self.why else "")
+
+
+def ends(process: str, log: Path) -> list[End]:
+    """From a log of HEADRACE_LOG_FORMAT=json. Lines that are none of ours count as last words too: a traceback of a start that failed."""
+    found: list[End] = []
+    said = ""
+    text = log.read_text(errors="replace") if log.exists() else ""
+    for line in text.splitlines():
+        entry = _entry(line)
+        if entry is None:
+            said = line.strip() or said
+        elif entry.get("event") == "process ended, starting it again":
+            how = str(entry.get("how"))
+            found.append(End(process, _seconds(entry), how, "" if how.startswith("signal") else said))
+            said = ""
+        elif entry.get("level") == "critical":
+            reason = entry.get("reason") or str(entry.get("exception") or "").strip().splitlines()[-1:]
+            said = f"{entry.get('event')}: {reason}"
+    return found
+
+
+def unexplained(found: Iterable[End], struck: Sequence[Struck]) -> list[End]:
+    """Those that no fault of the run accounts for."""
+    return [end for end in found if not any(explains(each, end) for each in struck)]
+
+
+def explains(struck: Struck, end: End) -> bool:
+    """kill -9 of that process; fenced after it was suspended; without Kafka when it began, or when a commit's outcome stayed unknown."""
+    planned = struck.planned
+    if end.how == "signal 9":
+        return planned.target == end.process and planned.name in KILLS and struck.near(end.at, KILLED_SECONDS)
+    if FENCED.search(end.why):
+        return planned.target == end.process and planned.name == "suspend" and struck.near(end.at, LATER_SECONDS)
+    return planned.target == "kafka" and KAFKA_AWAY.search(end.why) is not None and struck.near(end.at, LATER_SECONDS)
+
+
+def _entry(line: str) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) else None
+
+
+def _seconds(entry: dict[str, Any]) -> float:
+    return datetime.fromisoformat(str(entry["timestamp"])).timestamp()
