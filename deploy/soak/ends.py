@@ -15,6 +15,7 @@ KILLED_SECONDS = 3.0
 LATER_SECONDS = 90.0
 """Within which a consequence counts as one: what a fault of a server does to a process shows when that process asks it next."""
 FENCED = re.compile(r"fenced|took over|invalid producer epoch", re.IGNORECASE)
+DAMAGED = re.compile(r"corrupt|damaged", re.IGNORECASE)
 KAFKA_AWAY = re.compile(r"Kafka|broker|Coordinator|Connection|RequestTimedOut|NodeNotReady", re.IGNORECASE)
 
 
@@ -56,12 +57,16 @@ def unexplained(found: Iterable[End], struck: Sequence[Struck]) -> list[End]:
 
 
 def explains(struck: Struck, end: End) -> bool:
-    """kill -9 of that process; fenced after it was suspended; without Kafka when it began, or when a commit's outcome stayed unknown."""
+    """kill -9 of that process; fenced after it was suspended; its store damaged; without Kafka when it began, or when a commit's outcome
+    stayed unknown.
+    """
     planned = struck.planned
     if end.how == "signal 9":
         return planned.target == end.process and planned.name in KILLS and struck.near(end.at, KILLED_SECONDS)
     if FENCED.search(end.why):
         return planned.target == end.process and planned.name == "suspend" and struck.near(end.at, LATER_SECONDS)
+    if DAMAGED.search(end.why):
+        return planned.target == end.process and planned.name == "state-damaged" and struck.near(end.at, LATER_SECONDS)
     return planned.target == "kafka" and KAFKA_AWAY.search(end.why) is not None and struck.near(end.at, LATER_SECONDS)
 
 

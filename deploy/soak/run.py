@@ -30,7 +30,8 @@ from deploy.soak.verdict import Report, judge, processes, split_latency
 RECORDS, RATE, HOLD = 300, 15.0, 5.0
 SILENCE = 10.0
 """Seconds of the flow's `silence`: a session that hears nothing is given up after so many, twice as many without an event."""
-LOOK_SECONDS = 0.5
+TICK_SECONDS = 0.2
+LOOK_SECONDS = 1.0
 READY_SECONDS = 120.0
 SETTLE_SECONDS = 150.0
 INTERRUPTED = 130
@@ -143,13 +144,16 @@ def strike(
 ) -> list[Struck]:
     """Each fault at its moment; looks meanwhile. Returns when the time is over and every fault is mended."""
     begun, waiting = time.monotonic(), list(planned)
+    looked = begun
     running: list[Future[Struck]] = []
     while (now := time.monotonic() - begun) < seconds or waiting:
         while waiting and waiting[0].at <= now:
             say(f"[yellow]{waiting[0]}[/yellow]")
             running.append(pool.submit(faults.do, waiting.pop(0)))
-        look_()
-        time.sleep(LOOK_SECONDS)
+        if time.monotonic() - looked > LOOK_SECONDS:
+            look_()
+            looked = time.monotonic()
+        time.sleep(TICK_SECONDS)
     return [each.result() for each in running]
 
 

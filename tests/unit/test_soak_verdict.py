@@ -116,6 +116,8 @@ def test_no_log_is_no_end(tmp_path: Path) -> None:
         (End("worker", 103.0, "exit code 70", "commit failed: fenced"), struck("suspend", "worker"), True),
         (End("worker", 103.0, "exit code 70", "commit failed: fenced"), struck("suspend", "worker-2"), False),
         (End("worker", 90.0, "exit code 70", "commit failed: fenced"), struck("suspend", "worker"), False),
+        (End("worker", 103.0, "exit code 70", "takeover failed: Corruption: x"), struck("state-damaged", "worker"), True),
+        (End("worker", 103.0, "exit code 70", "takeover failed: Corruption: x"), struck("state-lost", "worker"), False),
         (End("worker", 103.0, "exit code 1", "Kafka cannot be reached"), struck("away", "kafka"), True),
         (End("worker", 103.0, "exit code 1", "KeyError: 'x'"), struck("away", "kafka"), False),
         (End("worker", 103.0, "exit code 1", "Kafka cannot be reached"), struck("away", "postgres"), False),
