@@ -15,7 +15,8 @@ from models.settings import Settings
 from streams.engine import pinned
 from streams.engine.assignor import Assignor
 from streams.engine.engine import Engine
-from streams.engine.fatal import end
+from streams.engine.facts import cluster_id
+from streams.engine.fatal import end, witnesses
 from streams.engine.folder import StateFolder
 from streams.engine.stage import Stage
 from streams.engine.store import Backend, Disk
@@ -35,7 +36,10 @@ class App(faust.App):  # type: ignore[misc]
         """Refuse to start where the engine could not keep its promises."""
         try:
             self.folder.lock()
+            self.engine.suspects.open(self.folder.path / "suspects")
+            witnesses[:] = [self.engine.suspects.confess]
             await check_topics(self.engine)
+            self.folder.claim(self.engine.settings.installation, self.engine.partitions, await cluster_id(self.engine.settings))
         except FatalError as error:
             end("worker refused to start", reason=str(error))
         await super().on_first_start()

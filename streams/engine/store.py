@@ -3,22 +3,44 @@
 Invariants: the disk holds committed values only. What a chunk changed is kept in memory (`stage`) and read from there until its
 transaction is through; then it is written together with the persisted offset in one batch (`apply`). The persisted offset never passes
 the changelog record of a transaction that is still open: several stages may write one table, each in its own transactions.
+
+A disk that cannot be read is never repaired: it is wiped, at once or at the next start, and filled from the changelog.
+
+Beside the table's own keys a changelog holds marks: how far a topic's partition was read when the state was so. Kafka forgets that when
+a topic is made anew; the changelog does not (loss.py).
 """
 
+import math
 import shutil
 import struct
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import rocksdict
+import structlog
 
+from models.errors import FatalError
 from streams.engine.stage import Changes
 
 META = b"\x00\x00headrace"  # no table key begins with two zero bytes
+MARK = META + b"|"
+POSITION = struct.Struct(">qd")
 CACHE_BYTES = 64 << 20  # shared by all partitions of the process
-BUFFER_BYTES = 8 << 20
+BUFFER_BYTES = 8 << 20  # of one store
+BUFFERS_BYTES = 48 << 20  # of all stores of the process
+SURROUNDINGS = ("lock hold", "No space", "Permission denied", "Too many open files", "Read-only file", "Input/output error", "quota")
+log = structlog.get_logger()
+
+
+class DamagedError(FatalError):
+    """What is on disk cannot be right; the store is wiped when it is opened next."""
+
+
+def mark_key(topic: str) -> bytes:
+    """Key of the mark of a topic; its value is the next offset to read, in decimal digits."""
+    return MARK + topic.encode()
 
 
 class Backend(Protocol):
@@ -64,17 +86,30 @@ class Memory:
 
 
 class Disk:
-    """RocksDB in a folder of its own; a write survives the death of the process."""
+    """RocksDB in a folder of its own; a write survives the death of the process.
+
+    Opening wipes what is damaged. A method raises DamagedError where RocksDB finds that it is, FatalError where the machine is at fault.
+    """
 
     _cache: rocksdict.Cache | None = None
+    _buffers: rocksdict.WriteBufferManager | None = None
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._open()
+        self._mark = folder.with_name(f"{folder.name}.damaged")  # beside it: RocksDB's own folder is RocksDB's
+        self._db: Any = None
+        try:
+            if self._mark.exists():
+                raise DamagedError("it was found damaged when it was last read")
+            self._open()
+        except DamagedError as error:
+            log.warning("store wiped", folder=str(folder), reason=str(error))
+            self.wipe()
 
     def _open(self) -> None:
         if Disk._cache is None:
             Disk._cache = rocksdict.Cache(CACHE_BYTES)
+            Disk._buffers = rocksdict.WriteBufferManager(BUFFERS_BYTES, False)
         blocks = rocksdict.BlockBasedOptions()
         blocks.set_block_cache(Disk._cache)
         blocks.set_bloom_filter(10, False)
@@ -82,13 +117,31 @@ class Disk:
         options.create_if_missing(True)
         options.set_block_based_table_factory(blocks)
         options.set_write_buffer_size(BUFFER_BYTES)
+        options.set_write_buffer_manager(Disk._buffers)
         options.set_max_open_files(64)
         options.set_keep_log_file_num(2)
-        self._folder.parent.mkdir(parents=True, exist_ok=True)
-        self._db = rocksdict.Rdict(str(self._folder), options)
+        try:
+            self._folder.parent.mkdir(parents=True, exist_ok=True)
+            self._db = rocksdict.Rdict(str(self._folder), options)
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> Exception:
+        """What an error means. RocksDB's binding knows one class for all of them; what is of another one is not RocksDB's."""
+        said = str(error)
+        if isinstance(error, OSError | rocksdict.DbClosedError) or any(sign in said for sign in SURROUNDINGS):
+            return FatalError(f"the store in {self._folder} cannot be used: {said}; nothing is lost, mend what it says and start again")
+        return self._damaged(said) if type(error) is Exception else error
+
+    def _damaged(self, said: str) -> DamagedError:
+        self._mark.touch()
+        return DamagedError(f"the store in {self._folder} is damaged ({said}); opened again, it is wiped and filled from its changelog")
 
     def get_many(self, keys: list[bytes]) -> list[bytes | None]:
-        found: list[bytes | None] = self._db.get(keys) if keys else []
+        try:
+            found: list[bytes | None] = self._db.get(keys) if keys else []
+        except Exception as error:
+            raise self._failed(error) from error
         return found
 
     def write(self, changes: Iterable[tuple[bytes, bytes | None]], offset: int, at: float) -> None:
@@ -98,23 +151,49 @@ class Disk:
                 batch.delete(key)
             else:
                 batch.put(key, value)
-        batch.put(META, struct.pack(">qd", offset, at))
-        self._db.write(batch)
+        batch.put(META, POSITION.pack(offset, at))
+        try:
+            self._db.write(batch)
+        except Exception as error:
+            raise self._failed(error) from error
 
     def position(self) -> tuple[int, float] | None:
-        raw = self._db.get(META)
-        return None if raw is None else struct.unpack(">qd", raw)
+        (raw,) = self.get_many([META])
+        if raw is None:
+            return None
+        if len(raw) != POSITION.size:
+            raise self._damaged(f"its persisted offset has {len(raw)} bytes")
+        offset, at = POSITION.unpack(raw)
+        if offset < 0 or not math.isfinite(at):
+            raise self._damaged(f"its persisted offset is {offset}, of second {at}")
+        return offset, at
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
-        return ((key, value) for key, value in self._db.items() if key != META)
+        try:
+            each = self._db.iter()
+            each.seek_to_first()
+            while each.valid():
+                if (key := each.key()) != META:
+                    yield key, each.value()
+                each.next()
+            each.status()  # damage ends an iteration as the end does
+        except Exception as error:
+            raise self._failed(error) from error
 
     def wipe(self) -> None:
-        self._db.close()
-        shutil.rmtree(self._folder)
+        self.close()
+        try:
+            if self._folder.is_dir():
+                shutil.rmtree(self._folder)
+            self._folder.unlink(missing_ok=True)
+            self._mark.unlink(missing_ok=True)
+        except OSError as error:
+            raise FatalError(f"the store in {self._folder} cannot be wiped ({error.strerror}): delete the folder by hand") from None
         self._open()
 
     def close(self) -> None:
-        self._db.close()
+        if self._db is not None:
+            self._db.close()
 
 
 class TableStore:
@@ -130,8 +209,13 @@ class TableStore:
 
     @property
     def position(self) -> tuple[int, float] | None:
-        """Persisted offset and the time at which it was the changelog's end; None when empty."""
+        """Persisted offset and the time at which it was the changelog's end; None when empty. Raises DamagedError."""
         return self._backend.position()
+
+    def mark(self, topic: str) -> int | None:
+        """Next offset to read of this topic's partition when the state was as it is."""
+        (raw,) = self.get_many([mark_key(topic)])
+        return None if raw is None else int(raw)
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Values in the order of the keys, uncommitted ones included."""
@@ -177,7 +261,7 @@ class TableStore:
         self._backend.wipe()
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
-        """Committed keys and values."""
+        """Committed keys and values, marks among them."""
         return self._backend.items()
 
     def close(self) -> None:
