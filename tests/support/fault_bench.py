@@ -1,4 +1,4 @@
-"""The fault suite's bench: workers that are started again when they end, raw events in, two ledgers at the end, and the counts after a case.
+"""The fault suite's bench: workers that are started again when they end, raw events in, two ledgers at the end, the counts after a case.
 
 Invariants counted by `verify`: no event is lost; each gives exactly one output per target (read_committed, by sequence id); the order per
 record is kept; both targets end with the last event of every record; a target saw nothing beyond repeats of the same turn; the stores equal
@@ -6,16 +6,12 @@ their changelogs.
 """
 
 import asyncio
-import json
-import os
 import random
 import shutil
 import signal
-import sys
-import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,88 +26,12 @@ from streams.publish import Publisher, read_all, read_committed_consumer
 from streams.topics import TABLES, Topics, ensure
 from tests.support.broker import settings_for, topics
 from tests.support.fault_events import MAPS, Events, differences, flow_for
+from tests.support.fault_keeper import HUNG, Hung, Keeper, wait_for
 from tests.support.ledger import Ledger, serving
 from tests.support.ledger_target import sequence_of
 
-HUNG = 60.0
 SESSION = 6.0
 """Seconds; Kafka's least session timeout as it is delivered."""
-ROOT = Path(__file__).parents[2]
-
-
-class Keeper:
-    """One worker that is started again whenever it ends, as its parent does in life; `extra` is for the first start only."""
-
-    def __init__(self, bench: "FaultBench", folder: str, environ: Mapping[str, str]) -> None:
-        self._bench, self._environ = bench, environ
-        self.state = bench.settings.state / folder
-        self.log = bench.settings.state / f"{folder}.log"
-        self.codes: list[int] = []
-        self.pids: list[int] = []
-        self.process: asyncio.subprocess.Process | None = None
-        self._kept = True
-        self._restarting = asyncio.Lock()
-        self._task: asyncio.Task[None] | None = None
-
-    def keep(self, flow: Flow, points: Sequence[Mapping[str, Any]], clock: Path | None) -> None:
-        """Begin."""
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        self.log.touch()
-        self._task = asyncio.create_task(self._keep(flow, points, clock))
-
-    async def _keep(self, flow: Flow, points: Sequence[Mapping[str, Any]], clock: Path | None) -> None:
-        while self._kept:
-            async with self._restarting:
-                given = self._bench.given(flow, self.state) | {"points": list(points), "clock": str(clock) if clock else None}
-                points = ()
-                with self.log.open("ab") as out:
-                    command = [sys.executable, "-m", "tests.support.fault_worker", json.dumps(given)]
-                    environ = {**os.environ, **self._environ}
-                    self.process = await asyncio.create_subprocess_exec(*command, stdout=out, stderr=out, cwd=ROOT, env=environ)
-            self.pids.append(self.process.pid)
-            self.codes.append(await self.process.wait())
-            await asyncio.sleep(0.2)
-
-    @property
-    def pid(self) -> int:
-        """Of the process that runs."""
-        assert self.process is not None
-        return self.process.pid
-
-    def send(self, sign: int) -> None:
-        """A signal to the process, if it runs."""
-        with suppress(ProcessLookupError):
-            if self.process is not None and self.process.returncode is None:
-                self.process.send_signal(sign)
-
-    async def said(self, text: str, times: int = 1) -> None:
-        """Wait until its log says so."""
-        await self._bench.until(
-            lambda: _true(self.log.read_text().count(text) >= times), f"the log of {self.state.name} never said {text!r}"
-        )
-
-    async def ended(self, times: int) -> int:
-        """Wait until it ended so often; the last exit code."""
-        await self._bench.until(lambda: _true(len(self.codes) >= times), f"{self.state.name} did not end {times} times")
-        return self.codes[times - 1]
-
-    async def while_down(self, work: Callable[[], None]) -> None:
-        """Kill it and do something before it starts again."""
-        async with self._restarting:
-            self.send(signal.SIGKILL)
-            if self.process is not None:
-                await self.process.wait()
-            work()
-
-    async def stop(self, sign: int = signal.SIGTERM) -> int:
-        """End it for good; the exit code."""
-        self._kept = False
-        self.send(signal.SIGCONT)
-        self.send(sign)
-        assert self.process is not None and self._task is not None
-        async with asyncio.timeout(HUNG):
-            await self._task
-        return self.codes[-1]
 
 
 class FaultBench:
@@ -149,7 +69,7 @@ class FaultBench:
         environ: Mapping[str, str] | None = None,
     ) -> Keeper:
         """Start a worker and keep it."""
-        keeper = Keeper(self, folder, environ or {})
+        keeper = Keeper(self.given, self.settings.state / folder, environ or {})
         self.keepers.append(keeper)
         keeper.keep(flow or self.flow, points, clock)
         return keeper
@@ -167,11 +87,9 @@ class FaultBench:
     async def until(self, true: Callable[[], Awaitable[bool]], why: str, seconds: float = HUNG) -> None:
         """Wait for it; the logs' ends are in the error."""
         try:
-            async with asyncio.timeout(seconds):
-                while not await true():
-                    await asyncio.sleep(0.05)
-        except TimeoutError:
-            logs = "\n".join(f"--- {k.state.name} {k.codes}\n{k.log.read_text()[-2500:]}" for k in self.keepers)
+            await wait_for(true, lambda: why, seconds)
+        except Hung:
+            logs = "\n".join(f"--- {keeper}\n{keeper.end_of_log()}" for keeper in self.keepers)
             raise AssertionError(f"{why}\n{logs}") from None
 
     async def outputs_reach(self, count: int) -> None:
@@ -193,14 +111,15 @@ class FaultBench:
             for records in (await self._reader.getmany(timeout_ms=100)).values():
                 self.outputs += records
 
-    async def verify(self, *, regress: bool = True, stores: bool = True) -> None:
+    async def verify(self, *, regress: bool = True, effects: bool = True, stores: bool = True) -> None:
         """Count. `regress`: a target that cannot compare may have been told again what a crash left unacknowledged."""
         sent = self.events.sent
         await self.outputs_reach(len(sent.once) * len(self.ledgers))
-        await self.until(self._settled, "the writers never acknowledged everything")
+        await self.until(self.settled, "the writers never acknowledged everything")
         for ledger in self.ledgers.values():
             await self._count_outputs(ledger.name)
-            self._count_effects(ledger, regress)
+            if effects:
+                self.count_effects(ledger, regress)
         letters = await read_all(self.settings, self.topics.dead_letters)
         assert len(letters) == sent.dead, [(r.value or b"")[:400] for r in letters][:3]
         if stores:
@@ -220,7 +139,8 @@ class FaultBench:
         wrong = [key for key, seqs in order.items() if seqs != [s for s in sent.order[key] if s in sent.once]]
         assert not wrong, f"{target}: out of order: {wrong[:5]}"
 
-    def _count_effects(self, ledger: Ledger, regress: bool) -> None:
+    def count_effects(self, ledger: Ledger, regress: bool = True) -> None:
+        """What a target was told; it ends with the last event of every record."""
         sent = self.events.sent
         held = {key: seq for key, (_, seq) in ledger.held.items()}
         stale = {key: (held.get(key), seq) for key, seq in sent.last.items() if held.get(key) != seq}
@@ -243,7 +163,7 @@ class FaultBench:
             "refused": sum(not e.applied for e in ledger.entries),
         } | ({"faults": dict(ledger.fired)} if ledger.fired else {})
 
-    async def _settled(self) -> bool:
+    async def settled(self) -> bool:
         """Whether the group's offsets stand behind the last record of every in-topic and every topic of writes."""
         names = [
             t
@@ -269,7 +189,7 @@ class FaultBench:
     async def _compare_stores(self) -> None:
         """Stop the workers; of each partition the store that is furthest equals the changelog."""
         for keeper in self.keepers:
-            if keeper._kept:
+            if keeper.kept:
                 await keeper.stop()
         for table in TABLES:
             said: dict[int, dict[bytes, bytes]] = defaultdict(dict)
@@ -279,7 +199,8 @@ class FaultBench:
                 else:
                     said[record.partition][record.key or b""] = record.value
             for number in range(self.settings.partitions):
-                disks = [Disk(path) for k in self.keepers if (path := k.state / table / str(number)).exists()]
+                folders = {keeper.state / table / str(number) for keeper in self.keepers}
+                disks = [Disk(path) for path in folders if path.exists()]
                 best = max(disks, key=lambda disk: disk.position() or (-1, 0.0), default=None)
                 stored = dict(best.items()) if best else {}
                 for disk in disks:
@@ -291,14 +212,10 @@ class FaultBench:
         for ledger in self.ledgers.values():
             ledger.heal()
         for keeper in self.keepers:
-            if keeper._kept:
+            if keeper.kept:
                 await keeper.stop(signal.SIGKILL)
         await self._reader.stop()
         await self._publisher.stop()
-
-
-async def _true(value: bool) -> bool:
-    return value
 
 
 @asynccontextmanager
@@ -307,9 +224,7 @@ async def fault_bench(
 ) -> AsyncIterator[FaultBench]:
     """A bench with its topics, ledgers `exact` (compares) and `loose` (does not), everything ended and deleted afterwards."""
     chosen = settings_for(kafka, folder / "state", **{"drain_seconds": 2.0, "session_timeout": SESSION} | settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in MAPS.items():
-        (folder / name).write_text(text)
+    write_maps(folder)
     ledgers = [Ledger("exact", compares=True), Ledger("loose", compares=False)]
     async with topics(chosen, []), serving(*ledgers) as url:
         targets = {ledger.name: {"type": "ledger", "url": url, "compares": ledger.compares} for ledger in ledgers}
@@ -323,6 +238,13 @@ async def fault_bench(
             yield bench
         finally:
             await bench.close()
+
+
+def write_maps(folder: Path) -> None:
+    """The map files a flow of this folder names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in MAPS.items():
+        (folder / name).write_text(text)
 
 
 def lose(folder: Path) -> None:
@@ -341,8 +263,3 @@ def damage(folder: Path, chance: random.Random) -> int:
             victim.write_bytes(raw[: len(raw) // 3] + b"\xff" * 64 + raw[len(raw) // 3 + 64 :])
             damaged += 1
     return damaged
-
-
-def now() -> float:
-    """time.time(), where a test means the wall clock."""
-    return time.time()

@@ -1,7 +1,7 @@
 """The worker of the fault suite, a process of its own: `python -m tests.support.fault_worker JSON`.
 
-The real process stage and the real writer stages in the real `run_worker`; only the targets of type `ledger` are the suite's, the waits of the
-guard are short, and the fault points of tests/support/fault_points.py are put in. Given: settings (by field), flow, points, clock.
+The real process stage and the real writer stages in the real `run_worker`; only the targets of type `ledger` are the suite's, the waits of
+the guard are short, and the fault points of tests/support/fault_points.py are put in. Given: settings (by field), flow, points, clock.
 """
 
 import asyncio
@@ -30,12 +30,13 @@ from tests.support.ledger_target import LedgerOptions, Target
 
 def targets(flow: Flow, installation: str) -> dict[str, TargetLike]:
     """By name; ledgers beside the product's own."""
-    return {
-        name: Target(name, LedgerOptions.model_validate(target.options), installation)
-        if target.type == "ledger"
-        else make_target(name, target, installation)
-        for name, target in flow.targets.items()
-    }
+    found: dict[str, TargetLike] = {}
+    for name, target in flow.targets.items():
+        if target.type == "ledger":
+            found[name] = Target(name, LedgerOptions.model_validate(target.options), installation)
+        else:
+            found[name] = make_target(name, target, installation)
+    return found
 
 
 def stages(settings: Settings, flow: Flow) -> list[Stage]:

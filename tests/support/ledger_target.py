@@ -1,4 +1,4 @@
-"""The target that writes to tests/support/ledger.py: over HTTP through the one outbound client, with errors of the classes a real one raises."""
+"""The target that writes to tests/support/ledger.py: HTTP through the one outbound client, errors of the classes a real one raises."""
 
 import os
 from collections.abc import Mapping, Sequence
