@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from deploy.local.process import free_port
 from models.settings import Settings
 from tests.support.broker import settings_for, topics
 
@@ -100,7 +101,7 @@ async def test_a_killed_worker_comes_back_and_can_be_stopped_while_it_waits_for_
 
 
 async def test_the_faust_command_finds_the_app(start: Start, tmp_path: Path) -> None:
-    worker = start("faust", "-A", "agents.worker", "worker", "-l", "info")
+    worker = start("faust", "-A", "agents.worker", "worker", "-l", "info", "--web-port", str(free_port()))
     await said(tmp_path / "log", "partitions taken over")
     worker.send_signal(signal.SIGTERM)
     await ended(worker)

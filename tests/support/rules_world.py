@@ -6,28 +6,25 @@ renames runs over the sandbox's users; time is a seeded random schedule. Whateve
 
 import random
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from typing import Any
-from urllib.parse import unquote
 
 import orjson
 
 from agents.guard import Guard
 from agents.maps import Maps, load_maps
-from agents.outbound import Answer
 from agents.process import process_stage
 from agents.targets import iterable
-from agents.targets.base import Effect, Options, TargetLike
 from agents.writer import Writer
-from deploy.sandbox.iterable.project import Project
 from models.envelope import Envelope, Kind, Reason
 from models.flow import Flow
 from models.settings import Settings
-from models.write import Body, Outcome, WriteResult
+from models.write import Body
 from streams.engine.stage import Chunk, Output, Result
 from streams.topics import Topics
 from tests.support.flows import Facts, flow
 from tests.support.memory import MemoryPartition, MemoryRecord, MemoryStore
+from tests.support.rules_targets import Calls, Rows, Users
 
 TOPICS = Topics("t")
 SETTINGS = Settings(installation="t")
@@ -40,68 +37,6 @@ FIELDS = {
 }
 """Possible values. A Lead has no Department: what a Contact left there under a common key must go."""
 Log = dict[tuple[str, str], list[MemoryRecord]]
-
-
-class Rows:
-    """A target that keeps whole rows, with or without comparing turns."""
-
-    options_class = Options
-    batch_records, batch_bytes = 100, 1_000_000
-    requests_per_second: float | None = None
-    renames = False
-    key_field: str | None = None
-    default_object: str | None = None
-
-    def __init__(self, compares: bool) -> None:
-        self.compares = compares
-        self.rows: dict[str, tuple[int, Body | None]] = {}
-
-    def same_key(self, object: str, key: str) -> str:
-        return key
-
-    def alone(self, effect: Effect) -> float | None:
-        return None
-
-    async def write(self, effects: Sequence[Effect]) -> list[WriteResult]:
-        return [WriteResult(self._write(effect)) for effect in effects]
-
-    def _write(self, effect: Effect) -> Outcome:
-        if self.compares and effect.turn < self.rows.get(effect.key, (-1, None))[0]:
-            return Outcome.STALE
-        self.rows[effect.key] = (effect.turn, effect.body)
-        return Outcome.WRITTEN if effect.body else Outcome.DELETED
-
-
-class Users:
-    """The wire of the sandbox's users, without a wire."""
-
-    def __init__(self) -> None:
-        self.project = Project()
-
-    async def request(self, method: str, path: str, body: bytes | None = None) -> Answer:
-        name, _, query = path.removeprefix("/api/users/").partition("?email=")
-        told = orjson.loads(body) if body else None
-        if name == "bulkUpdate":
-            status, answer = self.project.bulk_update(told)
-        elif name == "updateEmail":
-            status, answer = self.project.update_email(told)
-        else:
-            status, answer = self.project.get(unquote(query)) if query else self.project.delete(unquote(name))
-        self.project.settle()
-        return Answer(status, {}, orjson.dumps(answer))
-
-
-class Calls:
-    """Those of a writer, made at once."""
-
-    def __init__(self, target: TargetLike) -> None:
-        self.target = target
-
-    async def start(self, partition: object) -> None:
-        """Nothing to start."""
-
-    async def write(self, effects: Sequence[Effect], partition: object) -> list[WriteResult]:
-        return await self.target.write(effects)
 
 
 def _maps(query: bool, filtered: bool, renames: bool, on_delete: str) -> tuple[Flow, Maps]:
