@@ -33,6 +33,8 @@ class Change(StrEnum):
 
 
 _CHANGES = {change.value: change for change in Change}
+_COMPLETE = frozenset({Change.CREATE, Change.UPDATE, Change.DELETE, Change.UNDELETE})
+"""What says all of a record's change, unless an id stands for more than a record."""
 
 
 @dataclass(slots=True)
@@ -89,6 +91,8 @@ class ChangeEvent:
     @property
     def needs_reread(self) -> str | None:
         """Why the records must be read again, None when the event says all."""
+        if self.change in _COMPLETE and not any(id == OVERFLOW_ID or id.endswith("*") for id in self.ids):
+            return None
         if self.overflow:
             return f"needs re-read: {self.change} of {self.sobject}, its transaction had more changes than are delivered one by one"
         if self.wildcard:
@@ -105,17 +109,16 @@ def parse(message: Any) -> ChangeEvent:
     header = _object(payload.get(HEADER), f"data.payload.{HEADER}")
     position = _object(data.get("event"), "data.event").get("replayId")
     ids = header.get("recordIds")
-    if not isinstance(ids, list) or not ids or not all(isinstance(id, str) and id for id in ids):
+    if type(ids) is not list or not ids or "" in ids or not _texts(ids):
         raise ChangeEventError(f"header recordIds must list at least one id, found {_kind(ids)}")
-    change = _CHANGES.get(header.get("changeType") or "") if isinstance(header.get("changeType"), str) else None
-    if change is None:
-        raise ChangeEventError(f"header changeType is {str(header.get('changeType'))[:40]!r}: not one of {', '.join(_CHANGES)}")
+    kind = header.get("changeType")
+    if (change := _CHANGES.get(kind) if type(kind) is str else None) is None:
+        raise ChangeEventError(f"header changeType is {str(kind)[:40]!r}: not one of {', '.join(_CHANGES)}")
     changed = header.get("changedFields")
-    if changed is not None and not (isinstance(changed, list) and all(isinstance(name, str) for name in changed)):
+    if changed is not None and (type(changed) is not list or not _texts(changed)):
         raise ChangeEventError(f"header changedFields must list names, found {_kind(changed)}")
     channel = message.get("channel")
-    body = dict(payload)
-    del body[HEADER]
+    body = {name: value for name, value in payload.items() if name != HEADER}
     return ChangeEvent(
         channel if isinstance(channel, str) else "",
         _text(header, "entityName"),
@@ -161,6 +164,10 @@ def next_epoch(place: Place | None, *, org: str, instance: str, position: int, s
     if place.second is not None and second > place.second:
         return place.epoch + 1, False
     return place.epoch, True
+
+
+def _texts(found: list[Any]) -> bool:
+    return all(type(one) is str for one in found) if len(found) != 1 else type(found[0]) is str
 
 
 def _object(found: Any, where: str) -> Mapping[str, Any]:

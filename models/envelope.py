@@ -35,6 +35,10 @@ ALWAYS_EMITS = frozenset({Reason.SNAPSHOT, Reason.REPAIR, Reason.REPLAY, Reason.
 """Reasons that come with a run id."""
 
 
+_KINDS = {kind.value.encode(): kind for kind in Kind}
+_REASONS = {reason.value.encode(): reason for reason in Reason}
+
+
 class EnvelopeError(ValueError):
     """The headers are not ours or are damaged: the record is a dead letter of the stage that read it."""
 
@@ -96,12 +100,12 @@ class Envelope:
             return None if (raw := found.get(name)) is None else raw.decode()
 
         def number(name: str) -> int | None:
-            return None if (raw := found.get(name)) is None else int(raw)
+            return None if (raw := found.get(name)) is None else int(raw)  # of bytes: this runs for every event
 
         try:
             return cls(
-                kind=Kind(found["kind"].decode()),
-                reason=Reason(found["reason"].decode()),
+                kind=_KINDS.get(found["kind"]) or Kind(found["kind"].decode()),
+                reason=_REASONS.get(found["reason"]) or Reason(found["reason"].decode()),
                 received=int(found["received"]),
                 channel=text("channel") or "",
                 epoch=number("epoch") or 0,

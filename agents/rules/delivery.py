@@ -62,6 +62,9 @@ class Delivered:
 
     def winner(self) -> Held | None:
         """Who speaks for the key: order in the route's `from:`, then the lowest source, then the latest revision."""
+        if len(self.held) == 1:
+            (only,) = self.held.values()
+            return only if only.body is not None else None
         speaking = [held for held in self.held.values() if held.body is not None]
         return min(speaking, key=lambda h: (h.order, h.source, -h.revision, h.route), default=None)
 
@@ -93,7 +96,7 @@ class Delivered:
     def encode(self) -> bytes:
         """As a value of the table `delivered`."""
         won = self.winner()
-        shared = won is not None and self.image is not None and self.image == won.body
+        shared = won is not None and self.image is not None and (self.image is won.body or self.image == won.body)
         return orjson.dumps(
             {
                 "f": FORMAT,

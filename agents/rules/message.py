@@ -73,9 +73,8 @@ def from_event(event: ChangeEvent, record_id: str, plan: Plan, epoch: int) -> Me
         if plan.named and not isinstance(event.body.get("Name"), str):
             values["Name"] = full_name(values)
         message.values = values
-    for name in ROW_ONLY & plan.flat:
-        if name not in message.values and event.change is not Change.DELETE:
-            message.unknown = [*message.unknown, name]
+    if not ROW_ONLY.isdisjoint(plan.flat) and event.change is not Change.DELETE:
+        message.unknown = [*message.unknown, *(name for name in ROW_ONLY & plan.flat if name not in message.values)]
     return message
 
 
@@ -145,18 +144,19 @@ def _update(event: ChangeEvent, plan: Plan, message: Message) -> None:
     changed = set(event.changed_fields)
     message.values = _spoken(event, plan, changed, message)
     unknown = []
+    tracked, values, diffs = plan.flat, message.values, message.diffs
     for name in changed:
-        parent, _, part = name.partition(".")
-        compound = dict(parts(plan.sobject, parent))
-        if part:
-            flat = compound.get(part, part)
-            if flat in plan.flat and flat not in message.values and flat not in message.diffs:
+        parent, dot, part = name.partition(".")
+        compound = parts(plan.sobject, parent)
+        if dot:
+            flat = dict(compound).get(part, part)
+            if flat in tracked and flat not in values and flat not in diffs:
                 unknown.append(flat)
-        elif any(flat in plan.flat for flat in compound.values()) and not isinstance(event.body.get(parent), str):
-            for flat in compound.values():
-                if flat in plan.flat and flat not in message.values:
-                    message.values[flat] = None
-        elif name in plan.flat and name not in message.values and name not in message.diffs and not (compound and plan.named):
+        elif compound and any(flat in tracked for _, flat in compound) and not isinstance(event.body.get(parent), str):
+            for _, flat in compound:
+                if flat in tracked and flat not in values:
+                    values[flat] = None
+        elif name in tracked and name not in values and name not in diffs and not (compound and plan.named):
             unknown.append(name)
     message.unknown = unknown
 

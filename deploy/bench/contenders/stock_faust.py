@@ -34,7 +34,7 @@ def make(given: spec.Spec) -> faust.App:
     if raw:
         app.agent(source)(_pass(out))
         return app
-    table = app.Table("records", default=None, partitions=given.partitions)
+    table = app.Table("records", partitions=given.partitions)
     app.agent(source)(_take(table, out) if given.mode == "take" else _each(table, out))
     return app
 
@@ -51,7 +51,7 @@ def _each(table: Any, out: Any) -> Any:
     async def each(stream: Any) -> None:
         async for event in stream.events():
             id = event.key.decode()
-            if (done := byhand.step(event.value, id, table[id])) is not None:
+            if (done := byhand.step(event.value, id, table.get(id))) is not None:
                 table[id], body = done
                 await out.send(key=event.key, value={"key": id, "body": body})
 
@@ -65,7 +65,7 @@ def _take(table: Any, out: Any) -> Any:
             for event in events:
                 id = event.key.decode()
                 streams._current_event.set(weakref.ref(event))  # else the table refuses: take_events reads in another task
-                if (done := byhand.step(event.value, id, table[id])) is not None:
+                if (done := byhand.step(event.value, id, table.get(id))) is not None:
                     table[id], body = done
                     sends.append(out.send(key=event.key, value={"key": id, "body": body}))
             await asyncio.gather(*sends)
