@@ -66,7 +66,13 @@ def fetch_stage(connection: str, flow: Flow, settings: Settings, fields: Mapping
     topics = Topics(settings.installation)
     agent = Fetch(connection, flow, settings, fields)
     return Stage(
-        name=f"fetch.{connection}", live=(topics.fetch(connection),), bulk=(), handler=agent, live_records=2 * IDS_PER_CALL, depth=1
+        name=f"fetch.{connection}",
+        word=STAGE,
+        live=(topics.fetch(connection),),
+        bulk=(),
+        handler=agent,
+        live_records=2 * IDS_PER_CALL,
+        depth=1,
     )
 
 

@@ -10,14 +10,14 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NoReturn, TypeVar
 
-import orjson
 import structlog
 
-from models.dead_letter import dead_letter
-from models.errors import FatalError, HeadraceError, PausedError, PermanentError, SettingsError, TemporaryError
+from models.errors import CodeError, FatalError, PausedError, PermanentError, SettingsError, TemporaryError
 from models.scrub import scrub
 from streams import metrics
 from streams.engine.stage import Abandoned, Output, Partition, Record
+from streams.letters import LARGEST_LETTER as LARGEST_LETTER
+from streams.letters import dead_letter_output as dead_letter_output
 from streams.topics import Topics
 
 log = structlog.get_logger()
@@ -27,8 +27,6 @@ Sleep = Callable[[float], Awaitable[None]]
 ATTEMPTS = 5
 PROBE_SECONDS = 60.0
 BASE_SECONDS, CAP_SECONDS = 0.5, 60.0
-LARGEST_LETTER = 950_000
-"""Bytes; Kafka takes 1 MB a record, and base64 makes a third more of the original."""
 LONGEST_BELIEVED = 900.0
 """A Retry-After above 15 minutes is asked again after 15 minutes."""
 
@@ -51,54 +49,6 @@ def per_record(
     except Exception as error:  # noqa: BLE001 - see the first line of this file
         dead.append(dead_letter_output(stage, record, error, topics=topics, redrive_to=redrive_to, route=route))
         return None
-
-
-def dead_letter_output(
-    stage: str,
-    record: Record,
-    error: Exception,
-    *,
-    topics: Topics,
-    redrive_to: str,
-    route: str | None = None,
-    retryable: bool = False,
-    attempts: int = 1,
-    revision: int | None = None,
-    source: str | None = None,
-) -> Output:
-    """The dead letter of a record as a record of the dead-letter topic; counted and logged."""
-    kind = type(error).__name__
-    ours = isinstance(error, HeadraceError)
-    reason = scrub(str(error)) if ours else f"{kind}: {scrub(str(error))} (the rule for this record failed; mend the map or the record)"
-    field = getattr(error, "field", None)
-    letter = dead_letter(
-        stage=stage,
-        route=route,
-        reason=reason,
-        error=kind,
-        at=int(time.time() * 1000),
-        topic=record.topic,
-        partition=record.partition,
-        offset=record.offset,
-        key=record.key,
-        value=record.value,
-        headers=list(record.headers),
-        redrive_to=redrive_to,
-        field=scrub(str(field), 120) if field is not None else None,
-        retryable=retryable or isinstance(error, TemporaryError),
-        attempts=attempts,
-        revision=revision,
-        source=source,
-    )
-    metrics.DEAD.labels(stage, route or "", kind).inc()
-    log.warning("dead letter", stage=stage, route=route, cause=letter.cause, reason=reason, topic=record.topic, offset=record.offset)
-    value = orjson.dumps(letter.model_dump(exclude_none=True))
-    if len(value) > LARGEST_LETTER:
-        size = len(record.value or b"")
-        where = f" (the original, {size:,} bytes, is too large to be kept here: it stands where it came from, while Kafka keeps it)"
-        slim = letter.model_copy(update={"value": None, "headers": [], "reason": reason + where})
-        value = orjson.dumps(slim.model_dump(exclude_none=True))
-    return Output(topics.dead_letters, letter.id.encode(), value)
 
 
 class Guard:
@@ -138,7 +88,7 @@ class Guard:
             self.check(partition)
             partition.waiting(f"call to {self.target}", time.monotonic() + seconds + 1)
             try:
-                answer = await action()
+                answer = await self._answered(partition, action)
             except (PermanentError, FatalError, SettingsError, Abandoned):
                 raise
             except TemporaryError as error:
@@ -152,6 +102,13 @@ class Guard:
                 _fatal(self.stage, self.target, error)
             else:
                 return answer
+
+    async def _answered(self, partition: Partition, action: Callable[[], Awaitable[T]]) -> T:
+        """What the action answers or raises; from then on the partition works again."""
+        try:
+            return await action()
+        finally:
+            partition.waiting(f"call to {self.target} over", 0.0)
 
     def check(self, partition: Partition) -> None:
         """Before every call and every acknowledgement: raises Abandoned when the partition was taken away."""
@@ -220,7 +177,7 @@ class Guard:
 
 def _fatal(stage: str, target: str, error: Exception) -> NoReturn:
     """What no target may let out: a fault of our own, so the process ends before it commits."""
-    raise FatalError(f"{stage}: {target} raised {type(error).__name__}: {scrub(str(error))}; this is a fault in its file") from error
+    raise CodeError(f"{stage}: {target} raised {type(error).__name__}: {scrub(str(error))}; this is a fault in its file") from error
 
 
 async def split(

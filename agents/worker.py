@@ -24,6 +24,7 @@ from models.settings import Settings
 from streams.app import create_app
 from streams.engine.stage import Stage
 from streams.flow_file import load_flow
+from streams.garbage import collect_rarely
 from streams.health import Health
 from streams.topics import Topics, ensure
 
@@ -74,6 +75,7 @@ async def run_worker(settings: Settings, flow: Flow, *, health: Health, stop: as
     await ensure(settings, Topics(settings.installation).all(flow, settings))
     stages = _stages(settings, flow)
     app = create_app(settings, stages)
+    collect_rarely()
     health.ready("partitions", False, "joining the group")
     if not await _started(app, stop):
         return
@@ -116,7 +118,7 @@ async def _close(stage: Stage) -> None:
 
 async def _watch(app: faust.App, health: Health) -> None:
     while True:
-        ready = app.engine.ready.is_set()
+        ready = app.engine.opened.is_set()
         health.ready("partitions", ready, "" if ready else "waiting for partitions or recovering their tables")
         await asyncio.sleep(WATCH_SECONDS)
 

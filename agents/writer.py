@@ -45,6 +45,7 @@ def writer_stage(
     scarce = target.requests_per_second is not None  # then a call with few writes costs as much of the limit as a full one
     return Stage(
         name=f"write-{name}",
+        word=STAGE,
         live=[topics.writes(name)],
         bulk=[topics.writes(name, bulk=True)],
         handler=writer.handle,

@@ -40,5 +40,9 @@ class FatalError(HeadraceError):
     """Our own state or Kafka is not as it must be: the process ends before it commits, its parent starts it again."""
 
 
+class CodeError(FatalError):
+    """A fault of our own while records were handled: the process ends, and a chunk that met it three times is taken apart (engine)."""
+
+
 class SettingsError(HeadraceError):
     """What a person wrote (flow file, settings, command line) cannot be used: say where and how to mend it, and end."""

@@ -151,10 +151,18 @@ class TransactionalPublisher:
     ) -> Ends:
         """Outputs and consumer offsets (next to read) of `group`, all or nothing; returns after the commit where the outputs end.
 
-        Raises PermanentError (a record too large; nothing sent), TemporaryError (Kafka away; nothing will be visible, send the whole
-        again), FatalError (fenced, or the outcome is unknown: end the process).
+        Raises PermanentError (a record too large; nothing sent), and what `send_batched` raises.
         """
-        batches = batched(outputs, self._settings.partitions)
+        return await self.send_batched(batched(outputs, self._settings.partitions), offsets=offsets, group=group)
+
+    async def send_batched(
+        self, batches: Batches, *, offsets: Mapping[TopicPartition, int] | None = None, group: str | None = None
+    ) -> Ends:
+        """As `send`, of what `batched` found to fit.
+
+        Raises TemporaryError (Kafka away; nothing will be visible, send the whole again), FatalError (fenced, or the outcome is unknown:
+        end the process).
+        """
         async with self._lock:
             if self._broken:
                 raise FatalError(self._broken)

@@ -20,10 +20,11 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from models.errors import FatalError
 from models.settings import Settings
 from streams.engine.buffers import Buffers
-from streams.engine.fatal import fatal_errors
+from streams.engine.fatal import end, fatal_errors
 from streams.engine.recovery import recover
 from streams.engine.stage import Chunk, Stage
 from streams.engine.store import Backend, TableStore
+from streams.engine.suspects import Suspects
 from streams.engine.work import Ground, Work
 from streams.metrics import REBALANCE_SECONDS, REBALANCES
 from streams.publish import TransactionalPublisher
@@ -52,10 +53,12 @@ class Engine:
         self.buffers = Buffers(stages)
         self.tables = tuple(dict.fromkeys(table for stage in stages for table in stage.tables))
         self.changelogs = {table: Topics(settings.installation).changelog(table) for table in self.tables}
+        self.suspects = Suspects()
         self.consumer: AIOKafkaConsumer | None = None
         self.resume: Callable[[], Awaitable[None]] = _nothing
         self.fetching = asyncio.Lock()
-        self.opened, self.ready, self.wake = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.opened, self.wake = asyncio.Event(), asyncio.Event()
+        self.ready = asyncio.Event()  # opened once, for Faust; whether work is handed out now is `opened`
         self.generation = -1
         self._backend = backend
         self._holdings: dict[int, Holding] = {}
@@ -124,7 +127,8 @@ class Engine:
         self.opened.clear()
         if self._takeover is not None and not self._takeover.done():
             self._takeover.cancel()
-            await asyncio.wait([self._takeover])
+            if (await asyncio.wait([self._takeover], timeout=self.settings.drain_seconds))[1]:
+                end("takeover does not let go", seconds=self.settings.drain_seconds)
         works = self.works()
         drains = [asyncio.create_task(work.drain()) for work in works]
         if drains:
@@ -167,10 +171,11 @@ class Engine:
             self.generation = -1
             raise
         self._holdings |= fresh
-        await self._open(offsets, generation)
-        log.info("partitions taken over", partitions=sorted(numbers), kept=sorted(kept), generation=generation)
+        stopped = await self._open(offsets, generation)
+        log.info("partitions taken over", partitions=sorted(numbers), kept=sorted(kept), generation=generation, stopped=round(stopped, 2))
 
-    async def _open(self, offsets: Mapping[TopicPartition, int], generation: int) -> None:
+    async def _open(self, offsets: Mapping[TopicPartition, int], generation: int) -> float:
+        """Begin to hand out; the seconds for which nothing was."""
         async with self.fetching:  # nobody takes records between the seek and the new generation
             self.buffers.clear()
             for tp, offset in offsets.items():
@@ -184,10 +189,11 @@ class Engine:
                 }
             self.generation = generation
             self.opened.set()
-        if self._stopped_at is not None:
-            REBALANCE_SECONDS.observe(time.monotonic() - self._stopped_at)
+        stopped = time.monotonic() - (self._stopped_at or time.monotonic())
+        REBALANCE_SECONDS.observe(stopped)
         await self.resume()
         self.ready.set()
+        return stopped
 
     def _new_holding(self, number: int) -> Holding:
         stores = {table: TableStore(self._backend(table, number)) for table in self.tables}
@@ -198,6 +204,8 @@ class Engine:
                 {table: stores[table] for table in stage.tables},
                 self.changelogs,
                 name,
+                self.partitions,
+                self.suspects,
             )
             for stage in self.stages
         }

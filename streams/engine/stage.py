@@ -101,6 +101,7 @@ Handler = Callable[[Chunk, Partition], Awaitable[Result]]
 class Stage:
     """One agent. `live` and `bulk` are topic names; bulk chunks are small and come after live ones (buffers.py).
 
+    word         what it is called in dead letters; its name where nothing is said
     tables       names of the tables whose partitions the handler reads and changes
     live_records, bulk_records, max_bytes   the most one chunk holds
     depth        chunks of a partition handed out and not yet committed
@@ -115,3 +116,4 @@ class Stage:
     bulk_records: int = 200
     max_bytes: int = 4_000_000
     depth: int = 2
+    word: str = ""

@@ -7,6 +7,7 @@ none. The consumer is read_committed and never resets a position by itself: an o
 # ruff: noqa: ARG002 - the arguments are Faust's
 
 import asyncio
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -21,6 +22,7 @@ from faust.types.tuples import ConsumerMessage
 
 from streams.engine.engine import Engine
 from streams.engine.fatal import end, fatal_errors
+from streams.engine.member import Member
 from streams.engine.stage import Chunk
 from streams.engine.watchdog import watch
 from streams.kafka import client_options
@@ -50,6 +52,7 @@ class Listener(ConsumerRebalanceListener):
         """After it was joined."""
         generation = self._consumer.kafka._coordinator.generation
         self._consumer.app.consumer_generation_id = generation
+        self._consumer.member.remember(self._consumer.kafka._coordinator.member_id)
         await self._consumer.on_partitions_assigned(ensure_TPset(assigned), generation)
 
 
@@ -62,6 +65,7 @@ class Consumer(Base):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.engine: Engine = self.app.engine
+        self.member = Member(self.app.folder.path, self.app.conf.id)
         self._watchdog: asyncio.Task[None] | None = None
 
     async def on_start(self) -> None:
@@ -87,6 +91,7 @@ class Consumer(Base):
             await self.kafka.start()
         except KafkaError as error:
             end("Kafka is not to be reached", error, bootstrap=settings.kafka)
+        await self.member.leave_for_predecessor(self.kafka._client)
         self.engine.consumer = self.kafka
         self.engine.resume = self._resume
         self._watchdog = asyncio.create_task(watch(self.engine))
@@ -94,11 +99,14 @@ class Consumer(Base):
 
     async def on_stop(self) -> None:
         """Drain, leave the group, give up producers and stores."""
+        began = time.monotonic()
         await self.wait_empty()
         if self._watchdog is not None:
             self._watchdog.cancel()
         await self.kafka.stop()
+        self.member.forget()
         await self.engine.close()
+        log.info("work stopped", seconds=round(time.monotonic() - began, 2))
 
     async def subscribe(self, topics: Iterable[str]) -> None:
         """Join the group."""
