@@ -48,6 +48,7 @@ LAG = Gauge("headrace_lag_records", "End offset less committed offset, asked fro
 OLDEST = Gauge("headrace_oldest_unfinished_seconds", "Age of the oldest record not yet committed", ["stage", "topic"])
 STARTS = Gauge("headrace_process_restarts_total", "Restarts of this process by its parent", ["role"])
 RECOVERED = Counter("headrace_recovered_records_total", "Changelog records applied at recovery", ["table"])
+LOST = Gauge("headrace_lost_partitions", "Partitions that wait because their log lost what was not read", ["stage", "topic"])
 REBALANCES = Counter("headrace_rebalances_total", "Rebalances of the group seen", [])
 REBALANCE_SECONDS = Histogram("headrace_rebalance_seconds", "From partitions revoked to work resumed", [], buckets=SECONDS)
 UP = Gauge("headrace_process_info", "1, with the role of the process", ["role", "version"])
