@@ -9,6 +9,7 @@ from models.settings import Settings
 from streams.app import create_app
 from streams.engine.stage import Chunk, Output, Partition, Result, Stage
 from streams.flow_file import load_flow
+from streams.garbage import collect_rarely
 from streams.log import set_up_logging
 
 FLOW = Path(__file__).parents[1] / "flow.yaml"
@@ -36,5 +37,6 @@ if __name__ == "__main__":
     settings = Settings(kafka=given.bootstrap, installation=given.name, partitions=given.partitions, state=Path(given.state))
     set_up_logging("json")
     app = create_app(settings, [stage(given, settings)])
+    collect_rarely()
     sys.argv[1:] = ["worker", "--without-web", "-l", "warn"]
     app.main()
