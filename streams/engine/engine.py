@@ -6,6 +6,7 @@ Invariants:
 - A number that comes back in the very next generation, and whose work was all committed, keeps its producers and stores: nobody
   else can have had it in between.
 - Hand-out happens only between `begin_takeover`'s end and the next `drain`; chunks of another generation are dropped unseen.
+- A partition whose log lost what was not read is not read at all until a person accepts that; the others go on (loss.py).
 - What is not drained in time is abandoned: its tasks are cancelled, its producers given up, its stores closed and recovered anew.
 """
 
@@ -16,21 +17,24 @@ from dataclasses import dataclass
 
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
 
 from models.errors import FatalError
 from models.settings import Settings
 from streams.engine.buffers import Buffers
 from streams.engine.fatal import end, fatal_errors
+from streams.engine.loss import Loss, letter, start_at, told
 from streams.engine.recovery import recover
 from streams.engine.stage import Chunk, Stage
 from streams.engine.store import Backend, TableStore
 from streams.engine.suspects import Suspects
 from streams.engine.work import Ground, Work
-from streams.metrics import REBALANCE_SECONDS, REBALANCES
+from streams.metrics import LOST, REBALANCE_SECONDS, REBALANCES
 from streams.publish import TransactionalPublisher
 from streams.topics import Topics
 
 STARTS_AT_ONCE = 8
+ACCEPT_SECONDS = 5.0
 log = structlog.get_logger()
 
 
@@ -63,6 +67,8 @@ class Engine:
         self._backend = backend
         self._holdings: dict[int, Holding] = {}
         self._takeover: asyncio.Task[None] | None = None
+        self.lost: dict[TopicPartition, Loss] = {}
+        self._acceptance: asyncio.Task[None] | None = None
         self._heartbeat = time.monotonic()
         self._stopped_at: float | None = None
 
@@ -125,6 +131,8 @@ class Engine:
     async def drain(self) -> None:
         """Stop handing out; let what was begun commit for `drain_seconds`, abandon the rest."""
         self.opened.clear()
+        if self._acceptance is not None:
+            self._acceptance.cancel()
         if self._takeover is not None and not self._takeover.done():
             self._takeover.cancel()
             if (await asyncio.wait([self._takeover], timeout=self.settings.drain_seconds))[1]:
@@ -157,7 +165,6 @@ class Engine:
             for number in sorted(numbers - kept):
                 fresh[number] = self._new_holding(number)
             await self._fence([ground.publisher for holding in fresh.values() for ground in holding.grounds.values()])
-            offsets = await self._offsets(assigned)
             await recover(
                 self.settings,
                 {
@@ -166,6 +173,7 @@ class Engine:
                     for table, store in holding.stores.items()
                 },
             )
+            offsets = await self._offsets(assigned, self._holdings | fresh)
         except BaseException:
             self._holdings |= fresh  # half made: without works; the next takeover or stop releases them
             self.generation = -1
@@ -179,9 +187,10 @@ class Engine:
         async with self.fetching:  # nobody takes records between the seek and the new generation
             self.buffers.clear()
             for tp, offset in offsets.items():
-                self._kafka.seek(tp, offset)
-                ground = self._holdings[tp.partition].grounds[self.buffers.stage_of(tp.topic).name]
-                ground.committed[tp.topic] = offset
+                self._seek(tp, offset)
+            for tp, loss in self.lost.items():
+                self._kafka.seek(tp, loss.end)  # it must have a position; paused, nothing is read from there
+                self._kafka.pause(tp)
             for holding in self._holdings.values():
                 holding.works = {
                     stage.name: Work(stage, holding.number, holding.grounds[stage.name], self.alive, self.share, self._done, self._given_up)
@@ -189,6 +198,9 @@ class Engine:
                 }
             self.generation = generation
             self.opened.set()
+        if self.lost:
+            self._acceptance = asyncio.create_task(self._await_acceptance(generation))
+            self._acceptance.add_done_callback(fatal_errors("waiting for a lost partition failed"))
         stopped = time.monotonic() - (self._stopped_at or time.monotonic())
         REBALANCE_SECONDS.observe(stopped)
         await self.resume()
@@ -201,7 +213,7 @@ class Engine:
         grounds = {
             stage.name: Ground(
                 TransactionalPublisher(self.settings, f"{name}.{stage.name}.{number}"),
-                {table: stores[table] for table in stage.tables},
+                {table: stores[table] for table in stage.tables or self.tables[:1]},  # a stage without tables keeps its marks somewhere
                 self.changelogs,
                 name,
                 self.partitions,
@@ -222,25 +234,54 @@ class Engine:
             for publisher in publishers:
                 group.create_task(start(publisher))
 
-    async def _offsets(self, assigned: set[TopicPartition]) -> dict[TopicPartition, int]:
-        """Next offset to read of each partition. Raises FatalError where the log no longer holds what was not read."""
-        parts = [TopicPartition(tp.topic, tp.partition) for tp in assigned]
+    async def _offsets(self, assigned: set[TopicPartition], holdings: Mapping[int, Holding]) -> dict[TopicPartition, int]:
+        """Next offset to read of each partition. What a log lost is told; such a partition is left out and waits (loss.py)."""
+        places = await self._places([TopicPartition(tp.topic, tp.partition) for tp in assigned], holdings)
+        self._set_lost({tp: place for tp, place in places.items() if isinstance(place, Loss)})
+        known = await told(self.settings) if self.lost else {}
+        for tp, loss in self.lost.items():
+            if loss.id not in known:
+                ground = holdings[tp.partition].grounds[self.buffers.stage_of(tp.topic).name]
+                await ground.publisher.send([letter(loss, Topics(self.settings.installation))])
+        return {tp: place for tp, place in places.items() if not isinstance(place, Loss)}
+
+    async def _places(self, parts: list[TopicPartition], holdings: Mapping[int, Holding]) -> dict[TopicPartition, int | Loss]:
         found = await self._kafka._coordinator.fetch_committed_offsets(parts)
         begins, ends = await self._kafka.beginning_offsets(parts), await self._kafka.end_offsets(parts)
-        offsets = {}
+        places = {}
         for tp in parts:
-            committed = found[tp].offset if tp in found else -1
-            if committed < 0:
-                offsets[tp] = begins[tp]
-            elif begins[tp] <= committed <= ends[tp]:
-                offsets[tp] = committed
-            else:
-                raise FatalError(
-                    f"{tp.topic} partition {tp.partition}: committed offset {committed} is outside the log ({begins[tp]} to {ends[tp]}). "
-                    "What lies between was lost to retention, or the topic was made anew. `headrace status` shows what is behind; "
-                    "run a snapshot of its source, then set the group's offset to the log's start"
-                )
-        return offsets
+            committed = found[tp].offset if tp in found and found[tp].offset >= 0 else None
+            store = next(iter(holdings[tp.partition].grounds[self.buffers.stage_of(tp.topic).name].stores.values()), None)
+            places[tp] = start_at(tp, committed, store.mark(tp.topic) if store else None, begins[tp], ends[tp])
+        return places
+
+    def _set_lost(self, lost: dict[TopicPartition, Loss]) -> None:
+        for topic in {tp.topic for tp in (*self.lost, *lost)}:
+            LOST.labels(self.buffers.stage_of(topic).name, topic).set(sum(tp.topic == topic for tp in lost))
+        self.lost = lost
+
+    async def _await_acceptance(self, generation: int) -> None:
+        """Until every lost partition goes on from where a person set it (`headrace accept-loss`), or the next rebalance."""
+        while self.lost:
+            await asyncio.sleep(ACCEPT_SECONDS)
+            try:
+                places = await self._places(list(self.lost), self._holdings)
+            except KafkaError as error:
+                log.info("lost partitions could not be looked at", reason=type(error).__name__)
+                continue
+            async with self.fetching:
+                if not self.opened.is_set() or self.generation != generation:
+                    return
+                for tp, place in places.items():
+                    if not isinstance(place, Loss):
+                        self._seek(tp, place)
+                        self._kafka.resume(tp)
+                        log.info("loss accepted", topic=tp.topic, partition=tp.partition, offset=place)
+                self._set_lost({tp: place for tp, place in places.items() if isinstance(place, Loss)})
+
+    def _seek(self, tp: TopicPartition, offset: int) -> None:
+        self._kafka.seek(tp, offset)
+        self._holdings[tp.partition].grounds[self.buffers.stage_of(tp.topic).name].committed[tp.topic] = offset
 
     async def _release(self, number: int) -> None:
         holding = self._holdings.pop(number)

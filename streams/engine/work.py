@@ -19,7 +19,7 @@ from aiokafka import TopicPartition
 from models.errors import CodeError, FatalError, HeadraceError, PermanentError, TemporaryError
 from streams.engine.fatal import fatal_errors
 from streams.engine.stage import Abandoned, Changes, Chunk, Output, Result, Stage, Store
-from streams.engine.store import TableStore
+from streams.engine.store import TableStore, mark_key
 from streams.engine.suspects import Suspects, halves
 from streams.letters import dead_letter_output
 from streams.metrics import CHUNK_RECORDS, CHUNK_SECONDS, CHUNKS
@@ -141,14 +141,15 @@ class Work:
                     return
                 if self._lost:
                     return
-                changes = {table: _last(changed) for table, changed in result.state.items() if changed}
+                changes = self._marked(part, {table: _last(changed) for table, changed in result.state.items() if changed})
                 try:
                     batches = self._batches(result.outputs, changes)
                 except PermanentError as error:
                     if len(part.records) > 1:
                         todo = [*halves(part), *todo]
                         continue
-                    changes, batches = {}, self._batches([self._letter(part, error)], {})
+                    changes = self._marked(part, {})
+                    batches = self._batches([self._letter(part, error)], changes)
                 tokens = {table: self.ground.stores[table].stage(changed) for table, changed in changes.items()}
                 if self._commit is not None:
                     await self._commit
@@ -197,6 +198,12 @@ class Work:
             redrive_to=chunk.topic.removesuffix(".bulk"),
             retryable=retryable,
         )
+
+    def _marked(self, chunk: Chunk, changes: dict[str, Changes]) -> dict[str, Changes]:
+        """With the mark of how far the topic is read by then (loss.py), in the first table there is."""
+        for table in self.ground.stores:
+            return {**changes, table: [*changes.get(table, ()), (mark_key(chunk.topic), b"%d" % (chunk.records[-1].offset + 1))]}
+        return changes
 
     def _batches(self, outputs: Sequence[Output], changes: Mapping[str, Changes]) -> Batches:
         """What one transaction sends. Raises PermanentError for a record that Kafka would refuse."""
