@@ -1,7 +1,7 @@
 """Kafka and PostgreSQL as the bench sees them: topics and schemas of its own, what goes in, how far readers are, what came out."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import psycopg
@@ -13,7 +13,8 @@ from deploy.bench.work import COLUMNS, Row
 from streams.publish import partition_of
 
 PARTITIONS = 4
-Record = tuple[bytes, bytes, list[tuple[str, bytes]]]
+Headers = list[tuple[str, bytes]]
+Record = tuple[bytes, bytes, Headers]
 """Key, value, headers."""
 
 
@@ -68,14 +69,17 @@ class Place:
             found = self._where[key] = partition_of(key, PARTITIONS)
         return found
 
-    async def load(self, topic: str, records: Sequence[Record]) -> None:
+    async def load(self, topic: str, records: Iterable[Record]) -> None:
         """Write records, in order per partition; returns when Kafka has them."""
+        await self.load_at(topic, ((self.partition(key), key, value, headers) for key, value, headers in records))
+
+    async def load_at(self, topic: str, records: Iterable[tuple[int, bytes, bytes, Headers]]) -> None:
+        """The same, with the partition of each."""
         await self._producer.partitions_for(topic)
         batches: dict[int, Any] = {}
         sent = []
-        for key, value, headers in records:
-            partition = self.partition(key)
-            batch = batches.setdefault(partition, None) or self._producer.create_batch()
+        for partition, key, value, headers in records:
+            batch = batches.get(partition) or self._producer.create_batch()
             while batch.append(key=key, value=value, headers=headers, timestamp=None) is None:
                 sent.append(await self._producer.send_batch(batch, topic, partition=partition))
                 batch = self._producer.create_batch()

@@ -28,6 +28,10 @@ class Racer:
         self._folder = folder
         self._cpu = 0.0
 
+    def set(self, **environ: str) -> None:
+        """More environment variables, before the start."""
+        self._environ |= environ
+
     def start(self) -> None:
         """Start them all."""
         for number, command in enumerate(self._commands):
@@ -70,6 +74,13 @@ class Racer:
         for process in self._processes:
             process.stop()
         self._processes.clear()
+
+    def end(self, seconds: float = 30.0) -> None:
+        """End them in good order, so that they leave their group."""
+        for process in self._all():
+            process.terminate()
+            process.wait(seconds)
+        self.stop()
 
     def _all(self) -> list[psutil.Process]:
         self.check()

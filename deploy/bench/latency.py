@@ -1,0 +1,168 @@
+"""(d) From a commit in the sandbox Salesforce to the row in PostgreSQL, open loop: the sandbox changes records at a rate, whatever comes of it.
+
+A sample is one version of one row: `_written_at` less the commit; both clocks are this machine's. A version overwritten between two looks
+is not seen, and neither is the start, when the snapshot is read.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from deploy.bench.figures import quantile
+from deploy.bench.place import Place, Record
+from deploy.bench.work import Work
+from deploy.local.process import LocalServiceError, Progress
+from deploy.rig import Rig
+
+FLOW = Path(__file__).parent / "sandbox.yaml"
+TABLES = ("person", "account", "opportunity")
+RATES = (50, 100, 200, 400, 800, 1600)
+"""Transactions a second; one has about 1.1 changes."""
+SUSTAINED_MS, SETTLE_SECONDS = 1000.0, 10.0
+CROWD = 20_000
+"""Events that fall upon one partition at once."""
+
+
+@dataclass
+class Samples:
+    """What was seen since `restart`: (record id, milliseconds)."""
+
+    rig: Rig
+    found: list[tuple[str, float]] = field(default_factory=list)
+    commits: dict[int, float] = field(default_factory=dict)
+    after: int = 0
+    since: float = 0.0
+    seen: set[tuple[str, int]] = field(default_factory=set)
+
+    def restart(self) -> None:
+        """Forget what was before."""
+        self.look(None)
+        self.found, self.commits, self.since = [], {}, time.time()
+
+    def look(self, database: psycopg.Connection | None) -> None:
+        """Take up what was committed and written since the last look."""
+        answer = self.rig.ask("GET", f"/sandbox/commits?after={self.after}")
+        self.after = max([self.after, *(commit[0] for commit in answer["commits"])])
+        self.commits |= {commit[0]: commit[1] for commit in answer["commits"]}
+        begun = time.time()
+        for table in TABLES if database is not None else ():
+            with contextlib.suppress(psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+                self._rows(database, table)
+        self.since = begun - 2.0 if database is not None else self.since
+
+    def _rows(self, database: psycopg.Connection | None, table: str) -> None:
+        if database is None:
+            return
+        rows = database.execute(
+            sql.SQL(
+                "SELECT _key, _position, extract(epoch FROM _written_at) * 1000 FROM {} "
+                "WHERE _written_at > to_timestamp(%s) AND _reason IN ('live', 'fetch')"
+            ).format(sql.Identifier("crm", table)),
+            [self.since],
+        ).fetchall()
+        for key, position, written in rows:
+            if position is not None and (key, position) not in self.seen and (committed := self.commits.get(position)) is not None:
+                self.seen.add((key, position))
+                self.found.append((str(key).rpartition("/")[2], float(written) - committed))
+
+
+async def latency(place: Place, folder: Path, seconds: float, say: Progress) -> dict[str, Any]:
+    """Highest sustained rate, then percentiles at 50 % and 80 % of it, and at 50 % beside a partition at its limit."""
+    figures: dict[str, Any] = {}
+    with Rig(folder / "latency", records=2000, flow=FLOW) as rig:
+        await asyncio.to_thread(_start, rig)
+        with rig.database() as database:
+            samples = Samples(rig)
+            best = 0
+            for rate in RATES:
+                held, found = await asyncio.to_thread(_hold, samples, database, rate, min(seconds, 5.0))
+                say(f"{rate} transactions/s: {'sustained' if held else 'not sustained'}, p99 {found['p99']} ms")
+                if not held:
+                    break
+                best = rate
+            figures["highest_sustained"] = {"transactions_per_second": best}
+            for share in (0.5, 0.8):
+                _, found = await asyncio.to_thread(_hold, samples, database, max(1.0, best * share), seconds)
+                figures[f"at_{share:.0%}"] = found
+                say(f"at {share:.0%}: {found}")
+            await place.load(f"{rig.name}.in.acme.Contact", _crowd(place))
+            samples.restart()
+            await asyncio.to_thread(_hold, samples, database, max(1.0, best * 0.5), seconds, fresh=False)
+            crowded = {True: [ms for id, ms in samples.found if place.partition(id.encode()) == 0],
+                       False: [ms for id, ms in samples.found if place.partition(id.encode()) != 0]}  # fmt: skip
+            figures["beside_a_partition_at_its_limit"] = {"other_partitions": percentiles(crowded[False]), "that_partition": percentiles(crowded[True])}
+            say(f"beside {CROWD} events upon one partition: {figures['beside_a_partition_at_its_limit']}")
+    return figures
+
+
+def percentiles(values: list[float]) -> dict[str, float | int | None]:
+    """p50, p99, p99.9 in ms, and how many samples."""
+    named = {name: quantile(values, q) for name, q in (("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999))}
+    return {name: None if value is None else round(value) for name, value in named.items()} | {"samples": len(values)}
+
+
+def _start(rig: Rig) -> None:
+    rig.start_services()
+    for role in ("worker", "subscribe"):
+        rig.run(role)
+    for role in ("worker", "subscribe"):
+        rig.wait_ready(role)
+    with rig.database() as database:
+        rig.await_("the snapshot's rows", lambda: _quiet(database))
+
+
+def _quiet(database: psycopg.Connection) -> bool:
+    """Rows are there, and none was written for two seconds."""
+    with contextlib.suppress(psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+        found = database.execute("SELECT max(_written_at) < now() - interval '2 seconds' FROM crm.person").fetchone()
+        return bool(found and found[0])
+    return False
+
+
+def _hold(
+    samples: Samples, database: psycopg.Connection, rate: float, seconds: float, fresh: bool = True
+) -> tuple[bool, dict[str, float | int | None]]:
+    """Change at this rate for so long: whether all of it came in time, and the percentiles."""
+    if fresh:
+        samples.restart()
+    run = samples.rig.ask("POST", "/sandbox/change", {"rate": rate, "seconds": seconds, "seed": int(rate) + 1, "rename_parents": False})["run"]
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        time.sleep(0.25)
+        samples.look(database)
+    said = samples.rig.ask("GET", "/sandbox/change")["runs"][run]
+    made = said["done"] >= said["wanted"] * 0.95
+    _until(lambda: _settled(samples, database), SETTLE_SECONDS)
+    found = percentiles([ms for _, ms in samples.found])
+    return made and found["p99"] is not None and found["p99"] < SUSTAINED_MS, found
+
+
+def _settled(samples: Samples, database: psycopg.Connection) -> bool:
+    before = len(samples.found)
+    samples.look(database)
+    return len(samples.found) == before
+
+
+def _until(true: Callable[[], bool], seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        time.sleep(0.5)
+        if true():
+            return
+    raise LocalServiceError(f"rows still came {seconds:.0f} s after the last change: the rate was too high to measure a latency")
+
+
+def _crowd(place: Place) -> list[Record]:
+    """Events of records of partition 0 that the sandbox does not know."""
+    ids = [id for n in range(400) if place.partition((id := f"003Crowd{n:07d}AAA").encode()) == 0]
+    work = Work(ids)
+    headers = [("kind", b"change"), ("reason", b"live"), ("received", b"%d" % (time.time() * 1000)), ("channel", b"/data/ChangeEvents"),
+               ("epoch", b"1")]  # fmt: skip
+    return [(event.id.encode(), event.value, headers) for event in work.create() + work.updates(CROWD)]
