@@ -22,8 +22,9 @@ from models.envelope import Envelope, Headers, Kind, Reason
 from models.errors import SettingsError, TemporaryError
 from models.flow import Flow, Webhook
 from models.settings import Settings
+from streams.engine.loss import STAGE as LOSS
 from streams.engine.stage import Output, Record
-from streams.publish import Publisher, read_all, read_committed_consumer
+from streams.publish import Publisher, close_consumer, read_all, read_committed_consumer
 from streams.topics import Topics
 
 SUBSCRIBE = "subscribe"
@@ -81,7 +82,9 @@ async def redrive(settings: Settings, flow: Flow, what: str) -> Redriven:
         for start in range(0, len(letters), CHUNK):
             outputs: dict[str, Output] = {}
             for letter in letters[start : start + CHUNK]:
-                if letter.stage == SUBSCRIBE and not one_record(letter):
+                if letter.stage == LOSS:
+                    left[letter.id] = "its records are gone from Kafka: `headrace accept-loss` says how to fetch them again"
+                elif letter.stage == SUBSCRIBE and not one_record(letter):
                     left[letter.id] = "it does not name one record: read the whole object anew (`headrace snapshot`)"
                 elif letter.redrive_to not in known:
                     left[letter.id] = f"topic {letter.redrive_to or '(none)'} is not in the flow any longer: restore its source or route"
@@ -151,7 +154,7 @@ async def _from_kafka(settings: Settings, letter: DeadLetter, run: str) -> Outpu
     except KafkaError as error:
         raise TemporaryError(f"reading {letter.topic}: {type(error).__name__}; try again") from None
     finally:
-        await consumer.stop()
+        await close_consumer(consumer)
     for record in found.get(part, ()):
         if record.offset == letter.offset and record.value is not None:
             return Output(letter.redrive_to, record.key, record.value, _headers(letter, record.headers, run))

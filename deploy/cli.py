@@ -177,6 +177,26 @@ def adopt(
     raise typer.Exit(runs.adopt(flow, target))
 
 
+@app.command("accept-loss", rich_help_panel=MEND)
+def accept_loss(
+    what: Annotated[
+        str | None,
+        typer.Argument(help="Its id, a topic, or all; without it the losses are listed and nothing is done.", metavar="ID|TOPIC|all"),
+    ] = None,
+    flow: FlowOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Let a partition go on whose log lost records before they were read (retention, a topic made anew), and say how to fetch them again.
+
+    Until then it waits, and the others go on. Workers may run meanwhile; they see it within seconds.
+
+    Example: headrace accept-loss headrace.in.acme.Contact
+    """
+    from deploy import runs
+
+    raise typer.Exit(runs.accept_loss(flow, what, json))
+
+
 @app.command(rich_help_panel=MEND)
 def replay(
     route: Annotated[str, typer.Argument(help="The route whose events come again.", metavar="ROUTE")],

@@ -1,4 +1,4 @@
-"""The commands that work for a while and end: snapshot, replay, redrive. Progress goes to stderr, the answer to stdout.
+"""The commands that work for a while and end: snapshot, replay, redrive, accept-loss. Progress goes to stderr, the answer to stdout.
 
 Each takes SIGTERM and Ctrl-C as a clean stop: what is in Kafka stays, and the same command goes on from there.
 """
@@ -21,6 +21,7 @@ from models.settings import Settings
 from streams.flow_file import did_you_mean
 from streams.health import Health
 from streams.log import set_up_logging
+from streams.losses import accept, losses
 from streams.replay import Replay, run_replay
 from streams.salesforce.snapshot import Run, run_snapshot
 from streams.topics import Topics, ensure
@@ -90,6 +91,21 @@ def redrive(flow_path: Path | None, what: str, as_json: bool) -> int:
     )
     _answer(as_json, {"run": done.run, "sent": list(done.sent), "left": dict(done.left)}, sentence)
     return 1 if done.left else 0
+
+
+def accept_loss(flow_path: Path | None, what: str | None, as_json: bool) -> int:
+    """0 when nothing is lost that was not accepted, 1 when it was only listed."""
+    settings, flow = read_all(flow_path)
+    set_up_logging(settings.log_format, level="WARNING")
+    open_ = asyncio.run(losses(settings, what))
+    if what is None:
+        lines = [f"{letter.id}: {letter.reason}" for letter in open_] or ["nothing was lost"]
+        _answer(as_json, {"open": {letter.id: letter.reason for letter in open_}}, "\n".join(lines))
+        return 1 if open_ else 0
+    done = asyncio.run(accept(settings, flow, open_))
+    sentence = "\n".join(f"{one.id}: goes on at offset {one.offset}; {one.todo}" for one in done) or "nothing was lost"
+    _answer(as_json, {"accepted": {one.id: {"offset": one.offset, "todo": one.todo} for one in done}}, sentence)
+    return 0
 
 
 def adopt(flow_path: Path | None, name: str) -> int:

@@ -15,7 +15,7 @@ class DeadLetter(BaseModel):
     """Value of a record in `dead-letters` (JSON); the Kafka key is `id`.
 
     id            "<topic>/<partition>/<offset>/<route or ->" of the original: the same failure again is recognised
-    stage         subscribe | receive | process | fetch | write | replay
+    stage         subscribe | receive | process | fetch | write | replay | engine (a log that lost records: engine/loss.py)
     cause         fingerprint that groups equal causes: stage, route, error class, and the reason without ids, numbers, quoted values
     reason        what happened, to what, and what to do
     retryable     True when nothing about the record is wrong (attempts used up)

@@ -18,7 +18,7 @@ from models.errors import SettingsError, TemporaryError
 from models.flow import Flow
 
 COMMANDS = [
-    "worker", "subscribe", "receive", "snapshot", "check", "status", "dead-letters", "redrive", "adopt", "replay",
+    "worker", "subscribe", "receive", "snapshot", "check", "status", "dead-letters", "redrive", "adopt", "accept-loss", "replay",
     "demo", "soak", "test", "sandbox",
 ]  # fmt: skip
 

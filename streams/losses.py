@@ -1,0 +1,158 @@
+"""The operator's step after a log lost what was not read (engine/loss.py): accept it, so that the partition goes on with what is there.
+
+A worker may run meanwhile; it sees the new offset within seconds. Numbers that only grow (revision, turn, a hook's version) come from
+offsets, so a log that was made anew, or may have been, is first filled up to where the old one was read, and what it holds is moved above
+that: read again under a higher offset, it acts as any repetition does.
+"""
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import orjson
+import structlog
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.errors import KafkaError
+
+from models.dead_letter import DeadLetter
+from models.errors import SettingsError, TemporaryError
+from models.flow import Flow, Webhook
+from models.settings import Settings
+from streams.engine.loss import told
+from streams.engine.stage import Output
+from streams.kafka import client_options
+from streams.publish import TransactionalPublisher, read_all, read_committed_consumer
+from streams.topics import Topics
+
+FILL = 50_000
+FILLER = ("filler", b"")
+RECEIVER_SECONDS = 15.0
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A loss that was accepted: it goes on at `offset`; `todo` says how to fetch what is gone."""
+
+    id: str
+    reason: str
+    offset: int
+    todo: str
+
+
+async def losses(settings: Settings, what: str | None = None) -> list[DeadLetter]:
+    """Open losses; with `what` the one of this id, those of this topic, or "all". Raises TemporaryError, FatalError, SettingsError."""
+    found = sorted((await told(settings)).values(), key=lambda letter: (letter.topic, letter.partition))
+    if what is None or what == "all":
+        return found
+    if not (meant := [letter for letter in found if what in (letter.id, letter.topic)]):
+        raise SettingsError(f"no loss of {what!r} is open; `headrace accept-loss` lists them")
+    return meant
+
+
+async def accept(settings: Settings, flow: Flow, letters: Sequence[DeadLetter]) -> list[Accepted]:
+    """Let each partition go on, and close its letter in the same transaction. Repeating after an interruption is harmless.
+
+    Raises SettingsError (a receiver runs and must not), TemporaryError (Kafka away).
+    """
+    publisher = TransactionalPublisher(settings, f"{settings.installation}.accept-loss")
+    try:
+        async with _reader(settings) as reader:
+            await publisher.start()
+            return [await _accept(settings, flow, publisher, reader, letter) for letter in letters]
+    except KafkaError as error:
+        raise TemporaryError(f"Kafka at {settings.kafka} did not answer ({type(error).__name__}); try again") from None
+    finally:
+        await publisher.stop()
+
+
+def todo(topic: str, flow: Flow, topics: Topics) -> str:
+    """How to fetch again what a topic lost."""
+    kind, _, name = topic.removeprefix(f"{topics.installation}.").removesuffix(".bulk").partition(".")
+    if kind == "in":
+        source = topics.parse_inbound(topic).source
+        if isinstance(flow.connections.get(source), Webhook):
+            return f"ask the sender of {source} to deliver again what it sent in that time"
+        return f"run `headrace snapshot {source}`"
+    if kind == "writes":
+        routes = [route for route in flow.routes.values() if route.to == name]
+        found = dict.fromkeys(source for route in routes for source in route.sources if "/" in source)
+        return "run " + ", ".join(f"`headrace snapshot {source}`" for source in found) if found else f"replay the routes to {name}"
+    return "run a snapshot of each sObject of that connection: records that waited to be read again were forgotten"
+
+
+async def _accept(
+    settings: Settings, flow: Flow, publisher: TransactionalPublisher, reader: AIOKafkaConsumer, letter: DeadLetter
+) -> Accepted:
+    topics = Topics(settings.installation)
+    part = TopicPartition(letter.topic, letter.partition)
+    begin, end = (await reader.beginning_offsets([part]))[part], (await reader.end_offsets([part]))[part]
+    async with _admin(settings) as admin:
+        group = await admin.list_consumer_group_offsets(settings.installation, partitions=[part])
+        committed = group[part].offset if part in group else -1
+        stands = not begin <= committed <= end or end < letter.offset
+        start = begin
+        if stands and begin < letter.offset:
+            await _alone(settings, flow, letter.topic, topics)
+            start = await _fill(publisher, reader, part, letter.offset)
+            await _move(publisher, reader, part, begin, start)
+        closing = Output(topics.dead_letters, letter.id.encode(), None, [("redriven", b"accept-loss")])
+        await publisher.send([closing], offsets={part: start} if stands else None, group=settings.installation)
+        if start > begin:  # neither what was filled in nor what was moved may meet a replay
+            await admin.delete_records({part: RecordsToDelete(before_offset=start)})
+    log.info("loss accepted", topic=part.topic, partition=part.partition, offset=start if stands else committed)
+    return Accepted(letter.id, letter.reason, start if stands else committed, todo(letter.topic, flow, topics))
+
+
+async def _alone(settings: Settings, flow: Flow, topic: str, topics: Topics) -> None:
+    """A hook's version is its offset: what is moved must not come after what is received meanwhile."""
+    if not topic.startswith(topics.inbound("")) or not isinstance(flow.connections.get(topics.parse_inbound(topic).source), Webhook):
+        return
+    alive = {}
+    for record in await read_all(settings, topics.processes):
+        said = orjson.loads(record.value) if record.value is not None else {}
+        alive[record.key] = said.get("role") == "receive" and said.get("at", 0) / 1000 > time.time() - RECEIVER_SECONDS
+    if any(alive.values()):
+        raise SettingsError(
+            f"{topic} was made anew and a receiver still writes to it: stop the receivers (`headrace status`), then repeat this"
+        )
+
+
+async def _fill(publisher: TransactionalPublisher, reader: AIOKafkaConsumer, part: TopicPartition, least: int) -> int:
+    """Append empty records until the log ends at `least` or above; where it ends."""
+    while (end := (await reader.end_offsets([part]))[part]) < least:
+        await publisher.send([Output(part.topic, None, None, [FILLER], part.partition)] * min(FILL, least - end))
+    return int(end)
+
+
+async def _move(publisher: TransactionalPublisher, reader: AIOKafkaConsumer, part: TopicPartition, begin: int, end: int) -> None:
+    """Append what stands from `begin` to below `end` once more, in order."""
+    reader.assign([part])
+    reader.seek(part, begin)
+    while await reader.position(part) < end:
+        for records in (await reader.getmany(part, timeout_ms=200)).values():
+            await publisher.send([
+                Output(r.topic, r.key, r.value, list(r.headers), r.partition) for r in records if r.offset < end and FILLER not in r.headers
+            ])  # fmt: skip
+
+
+@asynccontextmanager
+async def _admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
+    admin = AIOKafkaAdminClient(**client_options(settings))
+    try:
+        await admin.start()
+        yield admin
+    finally:
+        await admin.close()
+
+
+@asynccontextmanager
+async def _reader(settings: Settings) -> AsyncIterator[AIOKafkaConsumer]:
+    consumer = read_committed_consumer(settings, auto_offset_reset="none")
+    try:
+        await consumer.start()
+        yield consumer
+    finally:
+        await consumer.stop()
