@@ -146,6 +146,22 @@ def dead_letters(
     raise typer.Exit(looks.dead_letters(cause, json))
 
 
+@app.command(rich_help_panel=LOOK)
+def incidents(
+    only_open: Annotated[bool, typer.Option("--open", help="Only those that are not repaired.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """List what Salesforce withheld (gaps, overflows, refused positions), and how it was read again: cause, extent, cost, proof.
+
+    The subscriber repairs them by itself; exit code 1 says that one could not be repaired.
+
+    Example: headrace incidents --open
+    """
+    from deploy import looks
+
+    raise typer.Exit(looks.incidents(only_open, json))
+
+
 @app.command(rich_help_panel=MEND)
 def redrive(
     what: Annotated[str, typer.Argument(help="The id of a dead letter, or a cause: all letters of it.", metavar="ID|CAUSE")],
@@ -254,6 +270,26 @@ def soak(
     from deploy.soak.run import run_soak
 
     raise typer.Exit(run_soak(duration(seconds), seed, json))
+
+
+@app.command(rich_help_panel=TRY)
+def bench(
+    quick: Annotated[bool, typer.Option("--quick", help="A small run, under five minutes on two cores.")] = False,
+    peers: Annotated[bool, typer.Option("--peers", help="With Kafka Connect and Quix Streams, which are fetched.")] = False,
+    only: Annotated[
+        list[Literal["a", "b", "c", "d", "e", "f"]] | None, typer.Option("--only", help="Only this case; may be given several times.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure Headrace beside stock Faust and loops written by hand: same machine, same run, same work, interleaved.
+
+    Writes JSON and Markdown below .headrace/bench. No figure makes it fail.
+
+    Example: headrace bench --quick --json
+    """
+    from deploy.bench.run import run_bench
+
+    raise typer.Exit(run_bench(quick, json, peers, only or []))
 
 
 @app.command(

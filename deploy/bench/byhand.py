@@ -1,6 +1,7 @@
 """The processing step as a good engineer writes it by hand, for the contenders that are not Headrace: parse, merge by field, map.
 
-Each field keeps the position that set it, so late events are right. It knows no rows, no deletes, no epochs, no gaps: less than Headrace does.
+Each field keeps the position that set it, so late events are right. It knows no rows,
+deletes, epochs or gaps: less than Headrace does.
 """
 
 from typing import Any

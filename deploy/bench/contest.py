@@ -26,7 +26,7 @@ Check = Callable[["Entry", Place], Awaitable[dict[str, int]]]
 class Entry:
     """One contender. `events` is what one round gives it: about equal times for fast and slow ones.
 
-    flat   it gets whole rows instead of change events (peers that cannot merge)
+    flat       it gets whole rows instead of change events (peers that cannot merge), each in `envelope`, in the place of %s
     """
 
     name: str
@@ -36,6 +36,7 @@ class Entry:
     done: Done
     check: Check
     flat: bool = False
+    envelope: bytes = b"%s"
     work: Work = field(default_factory=lambda: Work([]))
     loaded: Counter[int] = field(default_factory=Counter)
     sent: list[Event] = field(default_factory=list)
@@ -93,7 +94,7 @@ def records(entry: Entry, events: Sequence[Event]) -> list[Record]:
     headers = [("kind", b"change"), ("reason", b"live"), ("received", b"%d" % (time.time() * 1000)), ("channel", b"/data/ChangeEvents"),
                ("epoch", b"1")]  # fmt: skip
     if entry.flat:
-        return [(event.id.encode(), orjson.dumps(row), []) for event, row in entry.work.flat_rows(events)]
+        return [(event.id.encode(), entry.envelope % orjson.dumps(row), []) for event, row in entry.work.flat_rows(events)]
     return [(event.id.encode(), event.value, [*headers, ("position", b"%d" % event.position)]) for event in events]
 
 

@@ -1,4 +1,4 @@
-"""(d) From a commit in the sandbox Salesforce to the row in PostgreSQL, open loop: the sandbox changes records at a rate, whatever comes of it.
+"""(d) From a commit in the sandbox Salesforce to the row in PostgreSQL, open loop: it changes records at a rate, whatever comes of it.
 
 A sample is one version of one row: `_written_at` less the commit; both clocks are this machine's. A version overwritten between two looks
 is not seen, and neither is the start, when the snapshot is read.
@@ -97,12 +97,15 @@ async def latency(place: Place, folder: Path, seconds: float, say: Progress) -> 
             await asyncio.to_thread(_hold, samples, database, max(1.0, best * 0.5), seconds, fresh=False)
             crowded = {True: [ms for id, ms in samples.found if place.partition(id.encode()) == 0],
                        False: [ms for id, ms in samples.found if place.partition(id.encode()) != 0]}  # fmt: skip
-            figures["beside_a_partition_at_its_limit"] = {"other_partitions": percentiles(crowded[False]), "that_partition": percentiles(crowded[True])}
+            figures["beside_a_partition_at_its_limit"] = {
+                "other_partitions": percentiles(crowded[False]),
+                "that_partition": percentiles(crowded[True]),
+            }
             say(f"beside {CROWD} events upon one partition: {figures['beside_a_partition_at_its_limit']}")
     return figures
 
 
-def percentiles(values: list[float]) -> dict[str, float | int | None]:
+def percentiles(values: list[float]) -> dict[str, int | None]:
     """p50, p99, p99.9 in ms, and how many samples."""
     named = {name: quantile(values, q) for name, q in (("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999))}
     return {name: None if value is None else round(value) for name, value in named.items()} | {"samples": len(values)}
@@ -128,11 +131,13 @@ def _quiet(database: psycopg.Connection) -> bool:
 
 def _hold(
     samples: Samples, database: psycopg.Connection, rate: float, seconds: float, fresh: bool = True
-) -> tuple[bool, dict[str, float | int | None]]:
+) -> tuple[bool, dict[str, int | None]]:
     """Change at this rate for so long: whether all of it came in time, and the percentiles."""
     if fresh:
         samples.restart()
-    run = samples.rig.ask("POST", "/sandbox/change", {"rate": rate, "seconds": seconds, "seed": int(rate) + 1, "rename_parents": False})["run"]
+    run = samples.rig.ask("POST", "/sandbox/change", {"rate": rate, "seconds": seconds, "seed": int(rate) + 1, "rename_parents": False})[
+        "run"
+    ]
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         time.sleep(0.25)

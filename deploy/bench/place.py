@@ -41,6 +41,11 @@ class Place:
         await self.database.close()
         await asyncio.gather(self._admin.close(), self._looks.stop(), self._producer.stop())
 
+    async def version(self) -> str:
+        """Of PostgreSQL."""
+        found = await (await self.database.execute("SHOW server_version")).fetchone()
+        return str(found[0]) if found else ""
+
     async def make(self, prefix: str, topics: Sequence[str], compacted: Sequence[str] = (), schema: bool = False) -> None:
         """Topics with the prefix, and a schema of that name."""
         self._prefixes.append(prefix)
@@ -48,8 +53,8 @@ class Place:
         made += [NewTopic(name, PARTITIONS, 1, topic_configs={"cleanup.policy": "compact"}) for name in compacted]
         if made:
             await self._admin.create_topics(made)
-        while not {*topics, *compacted} <= set(await self._admin.list_topics()):
-            await asyncio.sleep(0.05)
+        while not {*topics, *compacted} <= set(await self._admin.list_topics()):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)  # the broker tells nobody when its metadata has caught up
         if schema:
             self._schemas.append(prefix)
             await self.database.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(prefix)))

@@ -73,9 +73,13 @@ async def stock_recovery(ground: Ground, count: int, say: Progress) -> dict[str,
         await ground.topics([entry])
         changelog, place = f"{entry.spec.name}-records-changelog", ground.place
         await place.make(f"{entry.spec.name}-", [], [changelog])
-        value = orjson.dumps({"values": {"Id": "<id>", "Email": "person@example.org", "Title": "Analyst"}, "positions": {"Email": 1, "Title": 1}})
+        value = orjson.dumps(
+            {"values": {"Id": "<id>", "Email": "person@example.org", "Title": "Analyst"}, "positions": {"Email": 1, "Title": 1}}
+        )
         ids = [record_id(number) for number in range(records)]
-        await place.load_at(changelog, [(place.partition(id.encode()), orjson.dumps(id), value.replace(b"<id>", id.encode()), []) for id in ids])
+        await place.load_at(
+            changelog, [(place.partition(id.encode()), orjson.dumps(id), value.replace(b"<id>", id.encode()), []) for id in ids]
+        )
         entry.work = Work(contest.marker_ids(place))
         events = entry.work.create()
         await place.load(entry.spec.source, contest.records(entry, events))
@@ -197,7 +201,7 @@ async def _stood(port: int, times: int, entry: Entry) -> float:
 def _metric(port: int) -> tuple[int, float]:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
         text = answer.read().decode()
-    values = {name: float(value) for name, value in re.findall(r"^headrace_rebalance_seconds_(count|sum)(?:\{\})? (\S+)", text, re.MULTILINE)}
+    values = {
+        name: float(value) for name, value in re.findall(r"^headrace_rebalance_seconds_(count|sum)(?:\{\})? (\S+)", text, re.MULTILINE)
+    }
     return int(values.get("count", 0)), values.get("sum", 0.0)
-
-

@@ -90,7 +90,7 @@ class _Rows:
         names = [f'"{column}"' for column in COLUMNS]
         table = f'"{given.schema}"."person"'
         connection = await psycopg.AsyncConnection.connect(given.dsn, autocommit=True)
-        await connection.execute(f"CREATE TABLE {table} ({', '.join(f'{name} text' for name in names)}, PRIMARY KEY ({names[0]}))")  # type: ignore[arg-type]
+        await connection.execute(f"CREATE TABLE {table} ({', '.join(f'{name} text' for name in names)}, PRIMARY KEY ({names[0]}))")
         statement = (
             f"INSERT INTO {table} ({', '.join(names)}) SELECT {', '.join(names)} FROM json_to_recordset(%s::json) "  # noqa: S608 - our own names
             f"AS s({', '.join(f'{name} text' for name in names)}) ON CONFLICT ({names[0]}) DO UPDATE SET "
@@ -101,7 +101,7 @@ class _Rows:
     async def take(self, made: dict[int, Made]) -> None:
         last = {key: body for records in made.values() for key, body in records}
         if last:
-            await self.connection.execute(self.statement, [orjson.dumps(list(last.values())).decode()])  # type: ignore[arg-type]
+            await self.connection.execute(self.statement, [orjson.dumps(list(last.values())).decode()])
 
 
 if __name__ == "__main__":
