@@ -1,7 +1,6 @@
 """What Kafka still holds of in-topics, and which offsets a range means. Reads only; what retention has eaten is refused, never jumped."""
 
 import asyncio
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ from models.flow import Flow
 from models.settings import Settings
 from streams.bounds import Bound, Moment, Spot, iso
 from streams.kafka import client_options
-from streams.publish import read_committed_consumer
+from streams.publish import close_consumer, read_committed_consumer
 from streams.topics import Topics
 
 PATIENCE = 30.0
@@ -87,8 +86,7 @@ async def offsets(
     except (KafkaError, OSError, TimeoutError) as error:
         raise TemporaryError(f"Kafka at {settings.kafka} did not say what it holds ({type(error).__name__}): try again") from error
     finally:
-        with suppress(KafkaError):
-            await consumer.stop()
+        await close_consumer(consumer)
     return {tp: (starts[tp], ends[tp]) for tp in wanted if starts[tp] < ends[tp]}
 
 

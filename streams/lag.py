@@ -20,7 +20,7 @@ from models.flow import Flow, Salesforce
 from models.settings import Settings
 from streams import metrics
 from streams.kafka import client_options
-from streams.publish import read_committed_consumer
+from streams.publish import close_consumer, read_committed_consumer
 from streams.salesforce.positions import Position, read_positions
 from streams.topics import Topics
 
@@ -105,7 +105,7 @@ class LagWatch:
     async def close(self) -> None:
         """Close the clients."""
         admin, consumer, self._admin, self._consumer = self._admin, self._consumer, None, None
-        for client in (admin.close() if admin else None, consumer.stop() if consumer else None):
+        for client in (admin.close() if admin else None, close_consumer(consumer) if consumer else None):
             if client is not None:
                 with contextlib.suppress(KafkaError, OSError):
                     await client

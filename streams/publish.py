@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaConnectionError, KafkaError, ProducerFenced, UnknownTopicOrPartitionError
+from aiokafka.producer.transaction_manager import TransactionState
 from aiokafka.structs import OffsetAndMetadata
 
 from models.errors import FatalError, PermanentError, TemporaryError
@@ -99,6 +100,18 @@ async def close_producer(producer: AIOKafkaProducer, seconds: float) -> None:
             await producer.client.close()
 
 
+async def close_consumer(consumer: AIOKafkaConsumer) -> None:
+    """Stop. While a broker is away aiokafka's own stop ends in a cancellation that nobody asked for (a fetch that waits out its failure),
+    and the caller's task would end by it without a word.
+    """
+    stopping = asyncio.ensure_future(consumer.stop())
+    await asyncio.wait([stopping])
+    if stopping.cancelled():
+        await consumer._client.close()  # it did not come so far
+    elif isinstance(error := stopping.exception(), Exception) and not isinstance(error, KafkaError):
+        raise error
+
+
 def _wrapped(error: Exception, what: str) -> Exception:
     """Our class of an error of aiokafka."""
     if isinstance(error, ProducerFenced):
@@ -108,6 +121,17 @@ def _wrapped(error: Exception, what: str) -> Exception:
     if isinstance(error, KafkaConnectionError | TimeoutError) or getattr(error, "retriable", False):
         return TemporaryError(f"{what}: Kafka is not to be reached ({type(error).__name__})")
     return FatalError(f"{what}: {type(error).__name__}: {error}")
+
+
+async def _abort(producer: AIOKafkaProducer) -> None:
+    """Abort the open transaction; where that was begun before and we only lost patience, wait for its end, if it has not come by now."""
+    manager = producer._txn_manager
+    if manager.state is TransactionState.READY:
+        return
+    if manager.state is TransactionState.ABORTING_TRANSACTION:
+        await asyncio.shield(manager.wait_for_transaction_end())
+    else:
+        await producer.abort_transaction()
 
 
 class TransactionalPublisher:
@@ -182,7 +206,7 @@ class TransactionalPublisher:
         if self._open and not self._broken:
             with suppress(KafkaError, TimeoutError, AssertionError):
                 async with asyncio.timeout(2.0):
-                    await producer.abort_transaction()
+                    await _abort(producer)
         await close_producer(producer, 3.0)
 
     async def _fill(self, producer: AIOKafkaProducer, batches: Batches, offsets: Mapping[TopicPartition, int], group: str) -> Ends:
@@ -190,7 +214,7 @@ class TransactionalPublisher:
         try:
             async with asyncio.timeout(FILL_SECONDS):
                 if self._open:
-                    await producer.abort_transaction()
+                    await _abort(producer)
                     self._open = False
                 await producer.begin_transaction()
                 self._open = True
@@ -319,5 +343,5 @@ async def read_all(settings: Settings, topic: str) -> list[Record]:
     except (KafkaError, TimeoutError) as error:
         raise _wrapped(error, f"reading {topic}") from error
     finally:
-        await asyncio.gather(consumer.stop(), watcher.stop())
+        await asyncio.gather(close_consumer(consumer), close_consumer(watcher))
     return found

@@ -15,7 +15,6 @@ from dataclasses import replace
 
 import structlog
 from aiokafka import TopicPartition
-from aiokafka.errors import KafkaError
 from pydantic import BaseModel, ConfigDict
 
 from models.envelope import Envelope, EnvelopeError, Kind, Reason
@@ -25,7 +24,7 @@ from models.settings import Settings
 from streams.bounds import Moment, parse_bound
 from streams.engine.stage import Output, Record
 from streams.held import check_order, check_topics, offsets, partitions
-from streams.publish import TransactionalPublisher, batched, read_all, read_committed_consumer
+from streams.publish import TransactionalPublisher, batched, close_consumer, read_all, read_committed_consumer
 from streams.topics import Topics
 
 BATCH_RECORDS = 500
@@ -169,8 +168,7 @@ async def _copy(
                 return
             progress(state)
     finally:
-        with suppress(KafkaError):
-            await consumer.stop()
+        await close_consumer(consumer)
 
 
 def _again(settings: Settings, topics: Topics, state: Replay, record: Record) -> Output | None:

@@ -19,7 +19,7 @@ from streams.engine.facts import tombstone_seconds
 from streams.engine.stage import Changes
 from streams.engine.store import MARK, META, DamagedError, TableStore
 from streams.metrics import RECOVERED
-from streams.publish import MAX_RECORD, read_committed_consumer
+from streams.publish import MAX_RECORD, close_consumer, read_committed_consumer
 
 CHUNK = 5000
 SKEW_SECONDS = 60.0
@@ -59,7 +59,7 @@ async def recover(settings: Settings, stores: Mapping[TopicPartition, tuple[str,
             f"the changelogs of {settings.installation} cannot be read ({type(error).__name__}: {error}): see to Kafka"
         ) from error
     finally:
-        await consumer.stop()
+        await close_consumer(consumer)
 
 
 def checked(records: Sequence[Any]) -> Changes:

@@ -26,6 +26,7 @@ from streams.engine.member import Member
 from streams.engine.stage import Chunk
 from streams.engine.watchdog import watch
 from streams.kafka import client_options
+from streams.publish import close_consumer
 
 FETCH_WAIT_MS = 100  # a freed partition waits at most this long for the poll of the others
 PREFETCH_BACKOFF = 0.01  # and a partition with unconsumed records holds up its broker's fetches at most this long
@@ -103,7 +104,7 @@ class Consumer(Base):
         await self.wait_empty()
         if self._watchdog is not None:
             self._watchdog.cancel()
-        await self.kafka.stop()
+        await close_consumer(self.kafka)
         self.member.forget()
         await self.engine.close()
         log.info("work stopped", seconds=round(time.monotonic() - began, 2))

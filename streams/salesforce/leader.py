@@ -15,7 +15,7 @@ from aiokafka.errors import KafkaError
 
 from models.errors import TemporaryError
 from models.settings import Settings
-from streams.publish import partition_of, read_committed_consumer
+from streams.publish import close_consumer, partition_of, read_committed_consumer
 from streams.topics import Topics
 
 log = structlog.get_logger()
@@ -51,7 +51,7 @@ class Leadership(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka i
         try:
             await consumer.start()
         except KafkaError as error:
-            await consumer.stop()
+            await close_consumer(consumer)
             raise TemporaryError(f"the group {self._group} cannot be joined now ({type(error).__name__})") from error
         self._consumer = consumer
         self._task = asyncio.create_task(self._poll(consumer))
@@ -62,8 +62,7 @@ class Leadership(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka i
             self._task.cancel()
             await asyncio.wait([self._task])
         if self._consumer is not None:
-            with suppress(KafkaError):
-                await self._consumer.stop()
+            await close_consumer(self._consumer)
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:

@@ -8,7 +8,6 @@ import asyncio
 import re
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -21,7 +20,7 @@ from models.change_event import FIRST_EPOCH, Place
 from models.errors import FatalError, TemporaryError
 from models.settings import Settings
 from streams.engine.stage import Output
-from streams.publish import partition_of, read_all, read_committed_consumer
+from streams.publish import close_consumer, partition_of, read_all, read_committed_consumer
 from streams.topics import Topics
 
 log = structlog.get_logger()
@@ -172,8 +171,7 @@ class Positions:
         """Close."""
         if (consumer := self._consumer) is not None:
             self._consumer = None
-            with suppress(KafkaError):
-                await consumer.stop()
+            await close_consumer(consumer)
 
     async def _catch_up(self, number: int) -> None:
         part = TopicPartition(self._topic, number)
@@ -199,7 +197,7 @@ class Positions:
         try:
             await consumer.start()
         except BaseException:
-            await consumer.stop()
+            await close_consumer(consumer)
             raise
         consumer.assign([TopicPartition(self._topic, p) for p in range(self._settings.partitions)])
         self._found, self._consumer = {}, consumer

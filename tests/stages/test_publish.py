@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaConnectionError
 
 from models.errors import FatalError, PermanentError, TemporaryError
 from models.settings import Settings
 from streams.engine.stage import Output
 from streams.kafka import client_options
-from streams.publish import MAX_RECORD, Publisher, TransactionalPublisher, partition_of, read_all
+from streams.publish import MAX_RECORD, Publisher, TransactionalPublisher, close_consumer, partition_of, read_all
 from tests.support.broker import settings_for, topics
 
 pytestmark = pytest.mark.kafka
@@ -87,6 +88,43 @@ async def test_a_fenced_publisher_raises_fatal_and_writes_nothing(settings: Sett
     assert await arrived(settings) == []
     await first.stop()
     await second.stop()
+
+
+async def test_an_abort_that_took_too_long_is_waited_for_not_begun_again(settings: Settings) -> None:
+    for finished in (False, True):  # by the time of the next send
+        publisher = TransactionalPublisher(settings, f"{settings.installation}.x{finished}")
+        await publisher.start()
+        producer = publisher._producer
+        assert producer is not None
+        await producer.begin_transaction()
+        await producer.send(f"{settings.installation}.out", b"-1", b"k", partition=0)
+        publisher._open = True
+        producer._txn_manager.aborting_transaction()
+        if finished:
+            await producer._txn_manager.wait_for_transaction_end()
+        await publisher.send(outputs(settings, range(3)))
+        await publisher.stop()
+    assert await arrived(settings) == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("error", [None, asyncio.CancelledError(), KafkaConnectionError()])
+async def test_closing_a_consumer_ends_nobody_elses_task(error: BaseException | None) -> None:
+    closed: list[str] = []
+
+    class Client:
+        async def close(self) -> None:
+            closed.append("client")
+
+    class Consumer:
+        _client = Client()
+
+        async def stop(self) -> None:
+            closed.append("consumer")
+            if error is not None:
+                raise error
+
+    await close_consumer(Consumer())
+    assert closed == (["consumer", "client"] if isinstance(error, asyncio.CancelledError) else ["consumer"])
 
 
 @pytest.mark.parametrize("kind", ["transactional", "plain"])
