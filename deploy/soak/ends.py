@@ -16,17 +16,32 @@ LATER_SECONDS = 90.0
 """Within which a consequence counts as one: what a fault of a server does to a process shows when that process asks it next."""
 FENCED = re.compile(r"fenced|took over|invalid producer epoch", re.IGNORECASE)
 DAMAGED = re.compile(r"corrupt|damaged", re.IGNORECASE)
-KAFKA_AWAY = re.compile(r"Kafka|broker|Coordinator|Connection|RequestTimedOut|NodeNotReady", re.IGNORECASE)
+KAFKA_AWAY = re.compile(
+    r"KafkaConnectionError|NodeNotReady|RequestTimedOut|Coordinator\w*Error|Kafka is not to be reached|cannot be reached|batch delivery"
+    r"|it is not known whether|TimeoutError"
+)
+NEVER = re.compile(r"AssertionError|CancelledError|KeyError|TypeError|AttributeError|IndexError|NameError|UnboundLocalError|RuntimeError")
+"""No fault of the world makes these."""
+RAISED = re.compile(r"^[\s|]*((?:[\w.]*(?:Error|Exception|Fenced)\b|Exception).*)$", re.MULTILINE)
+"""The lines of a traceback that say what was raised; each error of a chain has one."""
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """One end of a process that its parent noticed. `at` epoch seconds; `how` "signal 9", "exit code 70"; `why` its own last words."""
+    """One end of a process that its parent noticed. `at` epoch seconds; `how` "signal 9", "exit code 70"; `why` its own last words;
+    `raised` the errors behind them.
+    """
 
     process: str
     at: float
     how: str
     why: str
+    raised: str = ""
+
+    @property
+    def words(self) -> str:
+        """All it said."""
+        return f"{self.why}\n{self.raised}"
 
     def __str__(self) -> str:
         return f"{self.process} ended by {self.how}" + (f": {self.why}" if self.why else "")
@@ -35,19 +50,19 @@ class End:
 def ends(process: str, log: Path) -> list[End]:
     """From a log of HEADRACE_LOG_FORMAT=json. Lines that are none of ours count as last words too: a traceback of a start that failed."""
     found: list[End] = []
-    said = ""
+    said, raised, final = "", "", False
     text = log.read_text(errors="replace") if log.exists() else ""
     for line in text.splitlines():
         entry = _entry(line)
         if entry is None:
-            said = line.strip() or said
+            said = said if final else line.strip() or said
         elif entry.get("event") == "process ended, starting it again":
             how = str(entry.get("how"))
-            found.append(End(process, _seconds(entry), how, "" if how.startswith("signal") else said))
-            said = ""
-        elif entry.get("level") == "critical":
-            reason = entry.get("reason") or str(entry.get("exception") or "").strip().splitlines()[-1:]
-            said = f"{entry.get('event')}: {reason}"
+            found.append(End(process, _seconds(entry), how, *(("", "") if how.startswith("signal") else (said, raised))))
+            said, raised, final = "", "", False
+        elif entry.get("level") == "critical" and not final:
+            errors = RAISED.findall(str(entry.get("exception") or ""))
+            said, raised, final = f"{entry.get('event')}: {entry.get('reason') or (errors or [''])[-1]}", "\n".join(errors), True
     return found
 
 
@@ -61,13 +76,16 @@ def explains(struck: Struck, end: End) -> bool:
     stayed unknown.
     """
     planned = struck.planned
+    mine = planned.target == end.process
     if end.how == "signal 9":
-        return planned.target == end.process and planned.name in KILLS and struck.near(end.at, KILLED_SECONDS)
-    if FENCED.search(end.why):
-        return planned.target == end.process and planned.name == "suspend" and struck.near(end.at, LATER_SECONDS)
-    if DAMAGED.search(end.why):
-        return planned.target == end.process and planned.name == "state-damaged" and struck.near(end.at, LATER_SECONDS)
-    return planned.target == "kafka" and KAFKA_AWAY.search(end.why) is not None and struck.near(end.at, LATER_SECONDS)
+        return mine and planned.name in KILLS and struck.near(end.at, KILLED_SECONDS)
+    if NEVER.search(end.words) or not struck.near(end.at, LATER_SECONDS):
+        return False
+    if FENCED.search(end.words):  # a transaction that Kafka could not end in time is fenced by Kafka itself
+        return (mine and planned.name == "suspend") or planned.target == "kafka"
+    if DAMAGED.search(end.words):
+        return mine and planned.name == "state-damaged"
+    return planned.target == "kafka" and KAFKA_AWAY.search(end.words) is not None
 
 
 def _entry(line: str) -> dict[str, Any] | None:

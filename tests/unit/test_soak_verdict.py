@@ -102,6 +102,27 @@ def test_ends_are_read_with_the_last_words_before_them(tmp_path: Path) -> None:
     assert "fenced" in first.why and "cannot be reached" in third.why
 
 
+def test_every_error_of_a_chain_is_read_and_what_comes_after_the_last_words_is_not(tmp_path: Path) -> None:
+    trace = (
+        "Traceback:\n  File aiokafka/x.py\naiokafka.errors.KafkaConnectionError: a\n  + Exception Group:\n"
+        "    | models.errors.TemporaryError: b\nasyncio.CancelledError"
+    )
+    file = log(
+        tmp_path,
+        {"event": "a fault", "level": "critical", "exception": trace},
+        "--- Logging error ---",
+        "Arguments: ()",
+        ended("exit code 1"),
+    )
+    (end,) = ends("worker", file)
+    assert end.raised.splitlines() == [
+        "aiokafka.errors.KafkaConnectionError: a",
+        "models.errors.TemporaryError: b",
+        "asyncio.CancelledError",
+    ]
+    assert end.why == "a fault: asyncio.CancelledError"
+
+
 def test_no_log_is_no_end(tmp_path: Path) -> None:
     assert ends("worker", tmp_path / "none.log") == []
 
@@ -120,6 +141,17 @@ def test_no_log_is_no_end(tmp_path: Path) -> None:
         (End("worker", 103.0, "exit code 70", "takeover failed: Corruption: x"), struck("state-lost", "worker"), False),
         (End("worker", 103.0, "exit code 1", "Kafka cannot be reached"), struck("away", "kafka"), True),
         (End("worker", 103.0, "exit code 1", "KeyError: 'x'"), struck("away", "kafka"), False),
+        (
+            End("worker", 103.0, "exit code 70", "commit failed: x", "KafkaConnectionError: x\nAssertionError: y"),
+            struck("away", "kafka"),
+            False,
+        ),
+        (
+            End("worker", 103.0, "exit code 70", "takeover failed: TaskGroup", "aiokafka.errors.KafkaConnectionError: x"),
+            struck("kill", "kafka"),
+            True,
+        ),
+        (End("worker", 103.0, "exit code 70", "commit failed: aiokafka was odd"), struck("kill", "kafka"), False),
         (End("worker", 103.0, "exit code 1", "Kafka cannot be reached"), struck("away", "postgres"), False),
         (End("worker", 103.0, "signal 11", ""), struck("kill", "worker"), False),
     ],
