@@ -24,8 +24,9 @@ from models.flow import Flow, Salesforce
 from models.settings import Settings
 from streams.flow_file import FlowFile, channel_sobject, explain, read_flow
 from streams.log import set_up_logging
-from streams.salesforce.auth import Login
+from streams.salesforce.auth import RETIRING, Login
 from streams.salesforce.rest import Rest
+from streams.salesforce.tokens import Vault
 from streams.yaml_lines import Mistake, did_you_mean, read_yaml
 
 PATIENCE = 30.0
@@ -36,7 +37,8 @@ def run_check(flow_path: Path | None, *, offline: bool, as_json: bool, environ: 
     settings = read_settings(flow_path, environ)
     set_up_logging(settings.log_format, level="CRITICAL")
     found = check_files(settings.flow, environ)
-    notes = [] if offline else asyncio.run(check_online(found, settings))
+    _check_vault(found, settings)
+    notes = login_notes(found) + ([] if offline else asyncio.run(check_online(found, settings)))
     mistakes = sorted(set(found.document.mistakes))
     if as_json:
         print(orjson.dumps({"ok": not mistakes, "mistakes": [asdict(mistake) for mistake in mistakes], "notes": notes}).decode())
@@ -83,6 +85,19 @@ def _check_key_files(found: FlowFile) -> None:
                 found.document.wrong(place, f"key_file {path} is no key in PEM form", "it begins with -----BEGIN PRIVATE KEY-----")
 
 
+def _check_vault(found: FlowFile, settings: Settings) -> None:
+    for name, connection in found.flow.connections.items():
+        if isinstance(connection, Salesforce) and connection.auth.flow == "web_server" and settings.token_keys is None:
+            message = f"connection {name} keeps a refresh token, and the environment variable HEADRACE_TOKEN_KEYS is not set"
+            found.document.wrong(("connections", name, "auth"), message, "make a key with `openssl rand -hex 32`, and keep it")
+
+
+def login_notes(found: FlowFile) -> list[str]:
+    """Warnings about logins that work today."""
+    logins = {name: part.auth.flow for name, part in found.flow.connections.items() if isinstance(part, Salesforce)}
+    return [f"warning: {name} {RETIRING}" for name, flow in logins.items() if flow == "password"]
+
+
 def _check_maps(found: FlowFile) -> None:
     """Maps, filters and keys of the routes whose target is known."""
     try:
@@ -120,15 +135,15 @@ async def check_online(found: FlowFile, settings: Settings) -> list[str]:
     notes: list[str] = []
     for name, connection in found.flow.connections.items():
         if isinstance(connection, Salesforce) and found.sound("connections", name):
-            notes += await _check_org(found, name, connection)
+            notes += await _check_org(found, name, connection, settings)
     for name in found.flow.targets:
         if found.sound("targets", name):
             await _check_reach(found, name, settings)
     return notes
 
 
-async def _check_org(found: FlowFile, name: str, connection: Salesforce) -> list[str]:
-    login = Login(name, connection, found.flow.folder)
+async def _check_org(found: FlowFile, name: str, connection: Salesforce, settings: Settings) -> list[str]:
+    login = Login(name, connection, found.flow.folder, vault=Vault.of(settings))
     org = Org(name, Rest(name, connection, login).describe)
     sound = [route for route in found.flow.routes if found.sound("routes", route)]
     maps = load_maps(*_loadable(found, sound))
@@ -191,7 +206,8 @@ def _print(path: Path, mistakes: Sequence[Mistake], notes: Sequence[str]) -> Non
             )
         )
     for note in notes:
-        console.print(Text(f"note: {note}", style="dim"))
+        warning = note.startswith("warning: ")
+        console.print(Text(note if warning else f"note: {note}", style="yellow" if warning else "dim"))
     count = len(mistakes)
     console.print(
         Text(f"{path}: no mistake found.", "green") if not count else Text(f"{path}: {count} mistake{'s' * (count > 1)}.", "bold red")

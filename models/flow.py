@@ -5,7 +5,7 @@ What a target's own options mean is known to its file in agents/targets; here th
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from models.write import OnDelete
 
@@ -20,25 +20,45 @@ class Part(BaseModel):
 
 
 class Auth(Part):
-    """Login of a Salesforce connection. jwt: client_id, username, key_file (PEM). client_credentials: client_id, client_secret."""
+    """Login of a Salesforce connection. What each flow needs beside client_id:
 
-    flow: Literal["jwt", "client_credentials"]
+    jwt                 username, key_file (PEM); `audience` where it is not the url
+    client_credentials  client_secret; works at the org's own address (My Domain) only
+    web_server          client_secret where the app wants one; `headrace login` opens `callback` and keeps the refresh token, or it begins
+                        with refresh_token
+    password            client_secret, username, password (followed by the security token where the org asks for it); Salesforce retires it
+
+    lifetime            seconds a token lives, the session timeout of the org or profile: no reply of Salesforce tells it
+    """
+
+    flow: Literal["jwt", "client_credentials", "web_server", "password"]
     client_id: str
     username: str | None = None
     key_file: str | None = None
     client_secret: SecretStr | None = None
     audience: str | None = None
+    refresh_token: SecretStr | None = None
+    password: SecretStr | None = None
+    callback: str = Field(default="http://localhost:1717/OauthRedirect", pattern=r"^http://(localhost|127\.0\.0\.1):[0-9]{2,5}/[\w./-]*$")
+    lifetime: float = Field(default=7200.0, ge=60)
 
 
 class Salesforce(Part):
-    """A Salesforce org. `url` is its My Domain address; `channels` what is subscribed to."""
+    """A Salesforce org. `url` is its My Domain address, or login.salesforce.com, or test.salesforce.com for a sandbox org; `channels`
+    what is subscribed to; `version` may be written with its v.
+    """
 
     type: Literal["salesforce"]
     url: str = "https://login.salesforce.com"
-    version: str = Field(default="67.0", pattern=r"^[0-9]{2,3}\.0$")
+    version: str = Field(default="67.0", pattern=r"^v?[0-9]{2,3}\.0$")
     auth: Auth
     channels: tuple[str, ...] = ("/data/ChangeEvents",)
     silence: float = Field(default=300.0, gt=0, description="seconds without any reply of the server before the session is given up")
+
+    @field_validator("version")
+    @classmethod
+    def _bare(cls, version: str) -> str:
+        return version.removeprefix("v")
 
 
 class Webhook(Part):

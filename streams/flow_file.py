@@ -23,6 +23,15 @@ TYPES: dict[str, type[BaseModel]] = {"salesforce": Salesforce, "webhook": Webhoo
 SOBJECT = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,79}")
 EXAMPLE = "deploy/examples/demo.yaml shows one"
 LOGIN_URLS = ("https://login.salesforce.com", "https://test.salesforce.com")
+ADDRESS = re.compile(r"(https?)://([^/\s:@\[\]]+|\[[0-9a-fA-F:.]+\])(?::[0-9]+)?/?")
+NEEDED = {
+    "jwt": ("username", "key_file"),
+    "client_credentials": ("client_secret",),
+    "password": ("client_secret", "username", "password"),
+}
+"""By login flow, beside client_id. web_server needs nothing more: `headrace login` brings its refresh token."""
+OLD_VERSION = re.compile(r"v?([0-9]{2})\.0")
+RETIRED_VERSION = 30
 ALL_CHANGES = "/data/ChangeEvents"
 CHANNEL = re.compile(r"/data/[A-Za-z][A-Za-z0-9_]*")
 WORDS = {"string": "text", "int": "a whole number", "float": "a number", "bool": "true or false", "tuple": "a list: [a, b]"}
@@ -180,17 +189,33 @@ def _connection(document: Document, name: str, value: Any) -> Connection | None:
 
 def _check_login(document: Document, path: Path_, raw: Mapping[str, Any]) -> None:
     """Of the values as written, so that another mistake of the same connection hides none of these."""
-    url, auth = raw.get("url", LOGIN_URLS[0]), raw.get("auth")
-    if isinstance(url, str) and not re.fullmatch(r"https?://[^/\s]+/?", url) and (*path, "url") not in document.bad:
-        document.wrong((*path, "url"), "url is no address of an org", "write https://<my-domain>.my.salesforce.com without a path")
+    url, auth, version = raw.get("url", LOGIN_URLS[0]), raw.get("auth"), str(raw.get("version", ""))
+    if (found := OLD_VERSION.fullmatch(version)) and int(found[1]) <= RETIRED_VERSION:
+        document.wrong((*path, "version"), f"Salesforce retired its API {version}", 'leave version out, or write version: "67.0"')
+    if isinstance(url, str) and (*path, "url") not in document.bad and (wrong := _url_mistake(url)):
+        document.wrong((*path, "url"), *wrong)
     if not isinstance(auth, dict):
         return
-    for key in {"jwt": ("username", "key_file"), "client_credentials": ("client_secret",)}.get(str(auth.get("flow")), ()):
+    for key in NEEDED.get(str(auth.get("flow")), ()):
         if not auth.get(key):
             document.wrong((*path, "auth"), f"{_named(path)}: the login flow {auth['flow']} needs {key}", f"add `{key}: …` to auth")
     if auth.get("flow") == "client_credentials" and str(url).rstrip("/") in LOGIN_URLS:
         remedy = "add url: https://<my-domain>.my.salesforce.com"
         document.wrong(path, f"{_named(path)}: client_credentials logs in at the org's own address only", remedy)
+
+
+def _url_mistake(url: str) -> tuple[str, str] | None:
+    """Message and remedy. An address without https is for sandboxes at one's desk: tokens go there in clear text."""
+    found = ADDRESS.fullmatch(url)
+    if not found:
+        return "url is no address of an org", "write https://<my-domain>.my.salesforce.com without a path"
+    host = found[2].lower()
+    if host.endswith(".lightning.force.com"):
+        remedy = f"write https://{host.removesuffix('.lightning.force.com')}.my.salesforce.com"
+        return "url is the address of the pages, where no login is answered", remedy
+    if found[1] == "http" and host.endswith(("salesforce.com", "force.com", "salesforce.mil")):
+        return "url is an address without encryption", f"write https://{host}"
+    return None
 
 
 def _route(document: Document, name: str, value: Any, sections: Mapping[str, Mapping[str, Any]]) -> Route | None:

@@ -1,185 +1,172 @@
-"""Logging in to Salesforce: one token per connection, shared by the stream and REST, asked for no more often than a person would.
+"""Logging in to Salesforce: one token per connection, shared by everybody in the process, asked for no more often than a person would.
 
-A login storm locks a user out, so logins are single-flight and rate-limited here, whoever asks. No secret, key or token is ever in a repr,
-a log line or an error.
+A login storm locks a user out, so logins are single-flight and rate-limited here, whoever asks; a token is renewed before it ends, beside
+the work; a refused login is said once, and tried again by those who wait. Nothing here writes a secret anywhere but into the vault.
 """
 
 import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from weakref import WeakKeyDictionary
 
-import aiohttp
-import jwt
-import orjson
 import structlog
 
-from models.errors import HeadraceError, PausedError, SettingsError, TemporaryError
-from models.flow import Salesforce
+from models.errors import PausedError, TemporaryError
+from models.flow import Auth, Salesforce
 from models.scrub import scrub
 from streams import metrics
+from streams.salesforce.oauth import Token as Token
+from streams.salesforce.oauth import ask, form_of, refresh_form
+from streams.salesforce.oauth import parse_token as parse_token
+from streams.salesforce.oauth import refusal as refusal
+from streams.salesforce.oauth import second_of as second_of
+from streams.salesforce.oauth import skew_of as skew_of
+from streams.salesforce.tokens import Vault, need_vault, print_of
 
 log = structlog.get_logger()
 
-JWT_GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
-JWT_SECONDS = 170
-"""Salesforce accepts an `exp` about three minutes ahead."""
-TOKEN_SECONDS = 30.0
 BURST, EVERY = 3, 5.0
 """Three logins at once, then one per five seconds."""
-WORTH_RETRY = frozenset({"rate_limit_exceeded", "server_error", "temporarily_unavailable", "unknown_error"})
-
-REMEDIES = {
-    "invalid_client_id": "the consumer key is unknown there (a new app takes minutes to spread): check client_id and url",
-    "invalid_client": "the consumer secret is wrong: set the new one",
-    "inactive_user": "activate the integration user",
-    "inactive_org": "the org is closed or locked",
-    "unsupported_grant_type": "enable this flow in the connected app",
-}
-GRANT_REMEDY = (
-    "check the user (active, allowed for the app, login hours and addresses), the certificate and `audience`, or grant access anew"
+AHEAD = 0.8
+"""Of its lifetime a token is used alone; in the rest a new one is asked for while it still serves."""
+AGAIN = 60.0
+"""Seconds until a renewal that failed is tried again, while the token still serves."""
+LOCKOUT = 60.0
+"""Wrong passwords lock the user out: after a refusal that flow waits so long, whoever asks."""
+RETIRING = (
+    "logs in by username and password, which Salesforce retires (blocked in newer orgs, announced to end with Winter '27): "
+    "use jwt or client_credentials"
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
-    """An access token. `skew`: seconds that the source's clock is ahead of ours; `org` is "" where the reply did not say."""
+@dataclass(slots=True)
+class _State:
+    """What all logins of one connection in one loop share. Times are of the clock."""
 
-    value: str = field(repr=False)
-    instance_url: str
-    org: str
-    skew: float = 0.0
-
-
-def refusal(status: int, body: Any) -> HeadraceError:
-    """What an answer of the token endpoint other than a token means."""
-    if not isinstance(body, dict) or "error" not in body:
-        return TemporaryError(f"the token endpoint of Salesforce answered {status} with no token (maintenance page?)")
-    error, text = scrub(str(body["error"]), 60), scrub(str(body.get("error_description", "")), 200)
-    if status >= 500 or status == 429 or error in WORTH_RETRY:
-        return TemporaryError(
-            f"Salesforce gives no token now: {error} ({text})", retry_after=60.0 if error == "rate_limit_exceeded" else None
-        )
-    return PausedError(f"Salesforce refuses the login: {error} ({text}); {REMEDIES.get(error, GRANT_REMEDY)}")
+    token: Token | None = None
+    renew_at: float = 0.0
+    ends: float = 0.0
+    task: "asyncio.Task[Token] | None" = None
+    refused: PausedError | None = None
+    refused_at: float = 0.0
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=BURST))
 
 
-def parse_token(body: Any, skew: float = 0.0) -> Token:
-    """The token of a reply; only access_token and instance_url are sure to be in one. Raises TemporaryError."""
-    if not isinstance(body, dict):
-        raise TemporaryError("the token endpoint of Salesforce answered something that is no token (maintenance page?)")
-    value, url = body.get("access_token"), body.get("instance_url")
-    if not (isinstance(value, str) and value and isinstance(url, str) and url.startswith(("https://", "http://"))):
-        raise TemporaryError("the token endpoint of Salesforce answered without access_token and instance_url")
-    parts = str(body.get("id", "")).rstrip("/").split("/")
-    org = parts[-2] if len(parts) >= 3 and parts[-3] == "id" else value.partition("!")[0] if "!" in value else ""
-    return Token(value, url.rstrip("/"), org[:15], skew)
+_Key = tuple[str, str, Auth, Path]
+_states: "WeakKeyDictionary[asyncio.AbstractEventLoop, dict[_Key, _State]]" = WeakKeyDictionary()
 
 
 class Login:
-    """The login of one connection. `folder` is where `key_file` is relative to."""
+    """The login of one connection. `folder` is where `key_file` is relative to; `vault` where its refresh token is kept.
+
+    Any number of them for one connection in one loop are one login: they share token, rate and refusal. Raises SettingsError when the
+    flow needs a vault and there is none.
+    """
 
     def __init__(
-        self, connection: str, config: Salesforce, folder: str | Path = ".", *, clock: Callable[[], float] = time.monotonic
+        self,
+        connection: str,
+        config: Salesforce,
+        folder: str | Path = ".",
+        *,
+        vault: Vault | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.connection, self._config, self._folder, self._clock = connection, config, Path(folder), clock
-        self._token: Token | None = None
-        self._lock = asyncio.Lock()
-        self._recent: deque[float] = deque(maxlen=BURST)
+        self._vault = need_vault(vault, connection) if config.auth.flow == "web_server" else None
+        if config.auth.flow == "password":
+            log.warning("retiring login", connection=connection, advice=f"{connection} {RETIRING}")
 
     def __repr__(self) -> str:
         return f"Login({self.connection!r}, flow={self._config.auth.flow!r})"
 
+    @property
+    def _state(self) -> _State:
+        ours = _states.setdefault(asyncio.get_running_loop(), {})
+        return ours.setdefault((self.connection, self._config.url, self._config.auth, self._folder), _State())
+
     async def token(self) -> Token:
         """The cached token, or a new one. Raises TemporaryError (network, rate limit), PausedError (refused), SettingsError (key file)."""
-        async with self._lock:
-            if self._token is None:
-                self._token = await self._login()
-            return self._token
+        state, now = self._state, self._clock()
+        if state.token is not None and now < state.renew_at:
+            return state.token
+        if state.task is None:
+            state.task = asyncio.create_task(self._login(state))
+            state.task.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may wait for a renewal
+        if state.token is not None and now < state.ends:
+            return state.token
+        return await asyncio.shield(state.task)  # whoever gives up waiting does not end it for the others
 
     def reject(self, token: Token) -> None:
         """Salesforce said 401 to this token: the next call logs in, unless somebody already did."""
-        if self._token is token:
-            self._token = None
+        if self._state.token is token:
+            self._state.token = None
 
-    async def _login(self) -> Token:
+    async def _login(self, state: _State) -> Token:
         outcome = "failed"
         try:
-            self._admit()
-            token = await self._ask(self._form())
+            self._admit(state)
+            token = await (asyncio.to_thread(self._renew, self._vault) if self._vault else self._ask(self._form()))
             outcome = "ok"
-        except PausedError:
+        except PausedError as error:
             outcome = "refused"
+            self._refuse(state, error)
             raise
         finally:
             metrics.LOGINS.labels(self.connection, outcome).inc()
+            state.renew_at = self._clock() + AGAIN
+            state.task = None
+            if outcome != "ok" and state.token is not None:
+                log.warning("no new token yet", connection=self.connection, left=round(state.ends - self._clock()))
+        now, lifetime = self._clock(), self._config.auth.lifetime
+        state.token, state.renew_at, state.ends = token, now + AHEAD * lifetime, now + lifetime
         log.info("logged in", connection=self.connection, instance=token.instance_url, org=token.org)
+        if state.refused is not None:
+            log.info("access is back", connection=self.connection)
+            state.refused = None
         return token
 
-    def _admit(self) -> None:
-        now = self._clock()
-        if len(self._recent) == BURST and (wait := self._recent[-1] + EVERY - now) > 0 and now - self._recent[0] < BURST * EVERY:
+    def _refuse(self, state: _State, error: PausedError) -> None:
+        if state.refused is None:
+            log.error("login refused", alert=True, connection=self.connection, reason=scrub(error.reason))
+        if error is not state.refused:
+            state.refused, state.refused_at = error, self._clock()
+
+    def _admit(self, state: _State) -> None:
+        """Raises what was last said while it is too early to ask again."""
+        now, recent = self._clock(), state.recent
+        if state.refused is not None and self._config.auth.flow == "password" and now < state.refused_at + LOCKOUT:
+            raise state.refused
+        if len(recent) == BURST and (wait := recent[-1] + EVERY - now) > 0 and now - recent[0] < BURST * EVERY:
+            if state.refused is not None:
+                raise state.refused
             raise TemporaryError(f"too many logins of {self.connection} in a short time: the next in {wait:.1f} s", retry_after=wait)
-        self._recent.append(now)
+        recent.append(now)
 
     def _form(self) -> dict[str, str]:
-        auth = self._config.auth
-        if auth.flow == "client_credentials":
-            if auth.client_secret is None:
-                raise SettingsError(f"connection {self.connection}: client_credentials needs client_secret")
-            secret = auth.client_secret.get_secret_value()
-            return {"grant_type": "client_credentials", "client_id": auth.client_id, "client_secret": secret}
-        if not auth.username or not auth.key_file:
-            raise SettingsError(f"connection {self.connection}: jwt needs username and key_file")
-        path = self._folder / auth.key_file
-        claims = {
-            "iss": auth.client_id,
-            "sub": auth.username,
-            "aud": auth.audience or self._config.url.rstrip("/"),
-            "exp": int(time.time()) + JWT_SECONDS,
-        }
-        try:
-            assertion = jwt.encode(claims, path.read_bytes(), algorithm="RS256")
-        except OSError as error:
-            raise SettingsError(f"connection {self.connection}: key_file {path} cannot be read ({error.strerror})") from None
-        except (ValueError, TypeError, jwt.PyJWTError) as error:
-            raise SettingsError(
-                f"connection {self.connection}: key_file {path} is no RSA key in PEM form ({type(error).__name__})"
-            ) from None
-        return {"grant_type": JWT_GRANT, "assertion": assertion}
+        return form_of(self.connection, self._config, self._folder)
 
     async def _ask(self, form: dict[str, str]) -> Token:
-        url = f"{self._config.url.rstrip('/')}/services/oauth2/token"
-        try:
-            async with (
-                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TOKEN_SECONDS)) as session,
-                session.post(url, data=form, headers={"Accept": "application/json"}, allow_redirects=False) as reply,
-            ):
-                status, raw, date = reply.status, await reply.read(), reply.headers.get("Date")
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise TemporaryError(f"the token endpoint of {self.connection} is not to be reached ({type(error).__name__})") from None
-        try:
-            body = orjson.loads(raw)
-        except orjson.JSONDecodeError:
-            body = None
-        if status != 200:
-            raise refusal(status, body)
-        return parse_token(body, skew_of(date))
+        return await ask(self.connection, self._config, form)
 
-
-def skew_of(date: str | None) -> float:
-    """Seconds the source's clock is ahead of ours, from a Date header; below its grain of two seconds, and without one, 0."""
-    second = second_of(date)
-    skew = 0.0 if second is None else second - time.time()
-    return 0.0 if abs(skew) < 2 else skew
-
-
-def second_of(date: str | None) -> int | None:
-    """Epoch second of a Date header; None for none or a broken one."""
-    try:
-        return int(parsedate_to_datetime(date).timestamp()) if date else None
-    except (TypeError, ValueError, OverflowError):
-        return None
+    def _renew(self, vault: Vault) -> Token:
+        """With the refresh token, which this may spend. In a thread and a loop of its own: no cancelled task comes between its use and
+        the moment its successor is on disk.
+        """
+        seed = self._config.auth.refresh_token
+        mark = print_of(seed.get_secret_value()) if seed else ""
+        with vault.held(self.connection) as held:
+            kept = held.grant if held.grant is not None and (not seed or held.grant.seed == mark) else None
+            if kept is None and seed is None:
+                raise PausedError(f"no login of {self.connection} is kept: run `headrace login {self.connection}`")
+            spent = kept.refresh_token if kept else seed.get_secret_value() if seed else ""
+            held.make_room()
+            token = asyncio.run(self._ask(refresh_form(self._config, spent)))
+            if token.refresh not in (None, spent):
+                held.keep(token.refresh or "", mark)
+            elif kept is not None and not held.current:
+                held.keep(spent, kept.seed)  # sealed with an older key
+        return replace(token, refresh=None)

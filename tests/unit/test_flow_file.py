@@ -48,6 +48,21 @@ def test_the_designs_example_loads_and_variables_work_inside_braces(tmp_path: Pa
     assert flow.folder == str(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("more", "url", "version"),
+    [
+        ("", "https://login.salesforce.com", "67.0"),
+        (", url: https://test.salesforce.com", "https://test.salesforce.com", "67.0"),
+        (", url: https://acme--uat.sandbox.my.salesforce.com, version: v64.0", "https://acme--uat.sandbox.my.salesforce.com", "64.0"),
+    ],
+)
+def test_production_sandbox_orgs_and_versions_are_settings(tmp_path: Path, more: str, url: str, version: str) -> None:
+    path = tmp_path / "flow.yaml"
+    path.write_text(GOOD.replace(ORG, ORG + more, 1))
+    acme = load_flow(path, ENVIRON).connections["acme"]
+    assert isinstance(acme, Salesforce) and (acme.url, acme.version) == (url, version)
+
+
 def test_no_value_of_a_variable_shows_in_repr(tmp_path: Path) -> None:
     path = tmp_path / "flow.yaml"
     path.write_text(GOOD)
@@ -118,7 +133,17 @@ def test_variables_in_comments_are_not_asked_for(tmp_path: Path) -> None:
         ("type: salesforce", "type: salesforce, silence: soon", 2, "silence must be a number", "silence: 10.0"),
         ("type: salesforce", "type: salesforce, silence: -1", 2, "silence: input should be greater than 0", "change"),
         ("type: salesforce", "type: salesforce, url: acme.my.salesforce.com", 2, "no address of an org", "https://"),
-        ("flow: jwt", "flow: password", 2, "flow cannot be password", "known: jwt, client_credentials"),
+        ("flow: jwt", "flow: saml", 2, "flow cannot be saml", "known: jwt, client_credentials, web_server, password"),
+        ("flow: jwt", "flow: pasword", 2, "flow cannot be pasword", "did you mean password?"),
+        ("flow: jwt", "flow: password, client_secret: x", 2, "the login flow password needs password", "add `password"),
+        ("flow: jwt", "flow: password, password: x", 2, "the login flow password needs client_secret", "add `client_secret"),
+        ("flow: jwt", "flow: web_server, callback: https://x/y", 2, "callback cannot be https://x/y", "localhost"),
+        ("flow: jwt", "flow: jwt, lifetime: 5", 2, "lifetime: input should be greater than or equal to 60", "change"),
+        ("flow: jwt", "flow: jwt, refresh_tokn: x", 2, "knows no refresh_tokn", "did you mean refresh_token?"),
+        (ORG, f'{ORG}, version: "v30.0"', 2, "Salesforce retired its API v30.0", "leave version out"),
+        (ORG, f"{ORG}, url: https://a--b.sandbox.lightning.force.com", 2, "address of the pages", "https://a--b.sandbox.my.sales"),
+        (ORG, f"{ORG}, url: http://acme.my.salesforce.com", 2, "without encryption", "https://acme.my.salesforce.com"),
+        (ORG, f"{ORG}, url: https://user@acme.my.salesforce.com", 2, "no address of an org", "https://"),
         ("flow: jwt", "flow: client_credentials", 2, "needs client_secret", "client_secret"),
         (", key_file: keys/acme.pem", "", 2, "needs key_file", "key_file"),
         ("username:", "usrname:", 2, "auth knows no usrname", "did you mean username?"),
