@@ -26,6 +26,7 @@ from streams.salesforce.auth import Login
 from streams.salesforce.messages import id18
 from streams.salesforce.positions import Durable, Positions
 from streams.salesforce.rest import IDS_PER_CALL, Rest, Row, check_id
+from streams.salesforce.tokens import Vault
 from streams.topics import Topics
 
 CALLS = 2
@@ -89,7 +90,7 @@ class Fetch:
         self._sobjects = frozenset(flow.sobjects(connection))
         self._topics = Topics(settings.installation)
         self._guard = guard or Guard(STAGE, connection)
-        self._rest = Rest(connection, config, Login(connection, config, flow.folder))
+        self._rest = Rest(connection, config, Login(connection, config, flow.folder, vault=Vault.of(settings)))
         self._positions = Positions(settings)
         self._open: dict[str, _Batch] = {}
         self._slots: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(CALLS))

@@ -30,6 +30,7 @@ from streams.salesforce.messages import KEPT_BYTES
 from streams.salesforce.positions import Durable, Positions
 from streams.salesforce.rest import PAGE, Answer, Rest, Row
 from streams.salesforce.retry import retried
+from streams.salesforce.tokens import Vault
 from streams.topics import Topics
 
 log = structlog.get_logger()
@@ -118,7 +119,7 @@ async def run_snapshot(
             f"no route reads {source}: a snapshot needs a source of the form connection/sObject that a route names in `from:`"
         )
     topics, positions = Topics(settings.installation), Positions(settings)
-    own = rest or Rest(connection, config, Login(connection, config, flow.folder))
+    own = rest or Rest(connection, config, Login(connection, config, flow.folder, vault=Vault.of(settings)))
     print_of = hashlib.sha256(",".join(sorted(fields)).encode()).hexdigest()[:12]
     work = _Work(settings, topics, own, config.channels, positions, connection, sobject, fields, progress)
     waiting = asyncio.create_task((stop or asyncio.Event()).wait())

@@ -33,6 +33,7 @@ from streams.salesforce.positions import Position, Start, channel_of, output, po
 from streams.salesforce.rest import Rest
 from streams.salesforce.retry import Backoff, retried
 from streams.salesforce.snapshot import run_snapshot, snapshot_runs, wanted_runs
+from streams.salesforce.tokens import Vault
 from streams.topics import Topics
 
 log = structlog.get_logger()
@@ -93,7 +94,7 @@ async def run_subscriber(
     if not isinstance(config, Salesforce):
         known = [name for name, c in flow.connections.items() if isinstance(c, Salesforce)]
         raise SettingsError(f"{connection} is no Salesforce connection of the flow; there are: {', '.join(known) or 'none'}")
-    login = Login(connection, config, flow.folder)
+    login = Login(connection, config, flow.folder, vault=Vault.of(settings))
     rest = Rest(connection, config, login)
     stored = await retried(lambda: read_positions(settings), "positions")
     fresh = [c for c in config.channels if position_key(connection, c) not in stored]
