@@ -21,7 +21,7 @@ from streams.engine.folder import StateFolder
 from streams.engine.stage import Stage
 from streams.engine.store import Backend, Disk
 from streams.engine.tables import TableManager
-from streams.kafka import client_options
+from streams.kafka import client_options, unreachable
 
 log = structlog.get_logger()
 
@@ -58,7 +58,7 @@ async def check_topics(engine: Engine) -> None:
             if (count := len(found["partitions"])) != engine.partitions:
                 raise FatalError(f"topic {found['topic']} has {count} partitions, not {engine.partitions}: set HEADRACE_PARTITIONS={count}")
     except KafkaError as error:
-        raise FatalError(f"Kafka at {engine.settings.kafka} is not to be reached: {type(error).__name__}") from error
+        raise FatalError(str(await unreachable(engine.settings, error))) from error
     finally:
         await admin.close()
 

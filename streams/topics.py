@@ -13,10 +13,10 @@ import structlog
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaConnectionError, TopicAlreadyExistsError, for_code
 
-from models.errors import FatalError, TemporaryError
+from models.errors import FatalError
 from models.flow import Flow, Salesforce
 from models.settings import Settings
-from streams.kafka import client_options
+from streams.kafka import client_options, unreachable
 
 log = structlog.get_logger()
 
@@ -57,6 +57,7 @@ class Topics:
         self.positions = f"{installation}.positions"
         self.dead_letters = f"{installation}.dead-letters"
         self.runs = f"{installation}.runs"
+        self.incidents = f"{installation}.incidents"
         self.processes = f"{installation}.processes"
 
     def inbound(self, source: str, *, bulk: bool = False) -> str:
@@ -108,6 +109,7 @@ class Topics:
         found += [
             Topic(self.positions, "connection + channel", "compact", None, "subscribe", "subscribe, fetch, snapshot, status"),
             Topic(self.runs, "run id", "compact", None, "snapshot, replay", "snapshot, replay, status"),
+            Topic(self.incidents, "incident id", "compact", None, "subscribe", "subscribe, incidents"),
             Topic(self.processes, "process id", "compact", None, "every process", "status"),
             Topic(self.dead_letters, "dead letter id", "delete", None, "every stage", "dead-letters"),
         ]
@@ -149,7 +151,7 @@ async def ensure(settings: Settings, topics: Iterable[Topic]) -> None:
                     f"set HEADRACE_PARTITIONS={count} or use another HEADRACE_INSTALLATION"
                 )
     except KafkaConnectionError as error:
-        raise TemporaryError(f"Kafka at {settings.kafka} cannot be reached ({error}): start it, or set KAFKA_BOOTSTRAP_SERVERS") from None
+        raise await unreachable(settings, error) from None
     finally:
         await admin.close()
 

@@ -25,7 +25,7 @@ from streams.engine.fatal import end, fatal_errors
 from streams.engine.member import Member
 from streams.engine.stage import Chunk
 from streams.engine.watchdog import watch
-from streams.kafka import client_options
+from streams.kafka import client_options, unreachable
 from streams.publish import close_consumer
 
 FETCH_WAIT_MS = 100  # a freed partition waits at most this long for the poll of the others
@@ -91,7 +91,7 @@ class Consumer(Base):
         try:
             await self.kafka.start()
         except KafkaError as error:
-            end("Kafka is not to be reached", error, bootstrap=settings.kafka)
+            end("Kafka is not to be reached", reason=str(await unreachable(settings, error)))
         await self.member.leave_for_predecessor(self.kafka._client)
         self.engine.consumer = self.kafka
         self.engine.resume = self._resume
