@@ -1,6 +1,6 @@
 """How `headrace status` looks. Only formats what streams/status.py collected; what is not known is shown as "?", never as 0."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -17,7 +17,7 @@ FULL_BYTES = 2_000_000_000
 def render(status: Status) -> Group:
     """For rich's Console.print or Live."""
     parts: list[RenderableType] = [Text(line, style="yellow") for line in status.unknown]
-    parts += [Text(f"target {target} is paused: it goes on by itself once its probe succeeds", style="red") for target in status.paused]
+    parts += [Text(_paused(name, {one.connection for one in status.channels}), style="red") for name in status.paused]
     parts.append(_hops(status))
     if status.latencies:
         parts.append(_latencies(status))
@@ -28,6 +28,13 @@ def render(status: Status) -> Group:
         parts.append(_dead(status))
     parts.append(_stores(status))
     return Group(*parts)
+
+
+def _paused(name: str, connections: Container[str]) -> str:
+    if name in connections:
+        why = "its events wait there, and it goes on by itself when access returns; `headrace check` says what is missing"
+        return f"connection {name} is paused, because Salesforce refuses it: {why}"
+    return f"target {name} is paused: it goes on by itself once its probe succeeds"
 
 
 def age(seconds: float | None) -> str:

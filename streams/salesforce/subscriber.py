@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import orjson
@@ -70,6 +70,8 @@ class Context:
     snapshot: bool
     backoff: Backoff
     health: Readiness | None
+    paused: set[str] = field(default_factory=set)
+    """Channels that Salesforce refuses now: a revoked login, a lost right."""
 
 
 async def run_subscriber(
@@ -168,6 +170,7 @@ class _Channel:
                 await self._session_until_lost(self._intake)
         finally:
             metrics.LEADING.labels(*self._labels).set(0)
+            self._pause(False)
             if self._snapshots is not None:
                 self._snapshots.cancel()
                 await asyncio.wait([self._snapshots])
@@ -200,6 +203,8 @@ class _Channel:
             if time.monotonic() - began > SOUND_SECONDS:
                 self._backoff.reset()
             seconds = self._backoff.after(error)
+            if isinstance(error, PausedError):
+                self._pause(True)
             self._say(False, error.reason)
             log.warning("subscription lost", key=self._key, cause=cause, reason=scrub(error.reason), seconds=round(seconds, 2))
             metrics.RESUBSCRIBED.labels(*self._labels, cause).inc()
@@ -221,6 +226,7 @@ class _Channel:
         try:
             await session.open()
             self._begun = False
+            self._pause(False)
             metrics.SUBSCRIBED.labels(*self._labels).set(1)
             self._say(True)
             log.info("subscribed", key=self._key, replay=replay, epoch=at.epoch)
@@ -337,6 +343,8 @@ class _Channel:
             try:
                 return await self._c.login.token()
             except (TemporaryError, PausedError) as error:
+                if isinstance(error, PausedError):
+                    self._pause(True)
                 self._say(False, error.reason)
                 log.warning("no login", connection=self._c.connection, reason=scrub(error.reason))
                 await asyncio.sleep(self._backoff.after(error))
@@ -353,6 +361,11 @@ class _Channel:
             metrics.LAST_EVENT.labels(*self._labels).set(plan.last_millis / 1000)
         if plan.repeats or plan.old:
             log.info("dropped", key=self._key, repeats=plan.repeats, before_start=plan.old)
+
+    def _pause(self, paused: bool) -> None:
+        """One gauge for the connection: one refused channel is enough."""
+        (self._c.paused.add if paused else self._c.paused.discard)(self._channel)
+        metrics.PAUSED.labels(self._c.connection).set(bool(self._c.paused))
 
     def _say(self, ok: bool, why: str = "") -> None:
         if self._c.health is not None:
