@@ -27,9 +27,8 @@ class Ground:
     def entry(self, name: str, case: str, module: str, mode: str, events: int, done: contest.Done, check: contest.Check) -> Entry:
         """A contender that is a module of deploy.bench.contenders."""
         spec = self.spec(case, mode)
-        racer = Racer(
-            f"{case}-{module}-{mode}", self.folder, [python(f"deploy.bench.contenders.{module}", spec.text())], self.environ(spec)
-        )
+        command = python(f"deploy.bench.contenders.{module}", spec.text())
+        racer = Racer(spec.name, self.folder, [command], self.environ(spec))
         return Entry(name, spec, racer, self.events(events), done, check)
 
     def spec(self, case: str, mode: str) -> Spec:
@@ -99,5 +98,5 @@ def headrace(ground: Ground, name: str, workers: int, events: int) -> Entry:
     spec = ground.spec("c", f"worker{workers}")
     flow = str(Path(__file__).parent / "flow.yaml")
     command = [*python("deploy", "worker"), "--no-supervise", "--flow", flow]
-    racer = Racer(f"c-worker{workers}", ground.folder, [command] * workers, ground.environ(spec))
+    racer = Racer(spec.name, ground.folder, [command] * workers, ground.environ(spec))
     return Entry(name, spec, racer, ground.events(events), contest.marked, contest.same_rows)

@@ -105,7 +105,6 @@ async def rebalance(ground: Ground, say: Progress) -> dict[str, Any]:
     port, other = free_port(), free_port()
     first.racer.set(HEADRACE_METRICS_PORT=str(port))
     second.racer.set(**ground.environ(first.spec), HEADRACE_METRICS_PORT=str(other))
-    second.racer.name += "-second"
     marks = contest.marker_ids(ground.place)
     first.work = Work([*map(record_id, range(500)), *marks])
     loading = None

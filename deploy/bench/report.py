@@ -25,7 +25,8 @@ AIMS = (
 )
 NOTE = (
     "One machine, one run, rounds interleaved; every contender was warm and its work lay in Kafka before its clock began. "
-    "Read the ratios. CPU is the contender's own, without Kafka's and PostgreSQL's. State of the loops by hand is in memory: no crash must come."
+    "Read the ratios. CPU is the contender's own, without Kafka's and PostgreSQL's."
+    " The loops by hand keep their state in memory: no crash must come."
 )
 
 

@@ -75,5 +75,5 @@ def _take(table: Any, out: Any) -> Any:
 
 if __name__ == "__main__":
     app = make(spec.read())
-    sys.argv[1:] = ["worker", "--loglevel", "warn"]
+    sys.argv[1:] = ["worker", "--without-web", "--loglevel", "warn"]
     app.main()
