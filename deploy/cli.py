@@ -117,6 +117,21 @@ def check(
     raise typer.Exit(run_check(flow, offline=offline, as_json=json))
 
 
+@app.command(rich_help_panel=RUN)
+def login(
+    connection: Annotated[str | None, typer.Argument(help="The Salesforce connection; needed when the flow file has several.")] = None,
+    paste: Annotated[bool, typer.Option("--paste", help="Paste the address the browser ends at: for a machine without one.")] = False,
+    flow: FlowOption = None,
+) -> None:
+    """Grant a connection of `flow: web_server` access to its org, in a browser; the refresh token is kept encrypted (HEADRACE_TOKEN_KEYS).
+
+    Example: headrace login acme --paste
+    """
+    from deploy.login import run_login
+
+    raise typer.Exit(run_login(flow, connection, paste))
+
+
 @app.command(rich_help_panel=LOOK)
 def status(
     flow: FlowOption = None,
