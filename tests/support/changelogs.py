@@ -53,6 +53,10 @@ class Changelog:
         """Change its configuration."""
         configs = {name.replace("_", "."): value for name, value in config.items()}
         await self.admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, self.topic, configs=configs)])
+        said: dict[str, str] = {}
+        while not configs.items() <= said.items():  # the answer comes before the broker lives by it
+            (answer,) = await self.admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, self.topic)])
+            said = {entry[0]: entry[1] for entry in answer.resources[0][4]}
 
     async def cut(self, before: int) -> None:
         """Delete the records below an offset."""
