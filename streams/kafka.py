@@ -1,5 +1,6 @@
 """How we speak to Kafka: the one place that turns settings into client options, so that security and time-outs are equal everywhere."""
 
+import logging
 import ssl
 from functools import lru_cache
 from pathlib import Path
@@ -68,10 +69,16 @@ def _security(settings: Settings) -> dict[str, Any]:
     if settings.kafka_security.endswith("SSL"):
         options["ssl_context"] = _tls(settings.kafka_ca, settings.kafka_certificate, settings.kafka_key, settings.kafka_key_password)
     if settings.kafka_security.startswith("SASL"):
+        logging.getLogger("aiokafka.conn").addFilter(_no_requests)
         options["sasl_mechanism"] = settings.kafka_sasl_mechanism
         options["sasl_plain_username"] = settings.kafka_username
         options["sasl_plain_password"] = settings.kafka_password.get_secret_value() if settings.kafka_password else None
     return options
+
+
+def _no_requests(record: logging.LogRecord) -> bool:
+    """At the level debug aiokafka logs every request, the one with the password among them."""
+    return record.levelno > logging.DEBUG
 
 
 @lru_cache(maxsize=4)

@@ -10,7 +10,7 @@ import subprocess
 import time
 import uuid
 from base64 import urlsafe_b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -57,15 +57,22 @@ _LOG4J = """\
 
 
 class Kafka:
-    """One broker with its data in `folder`. `start` after `stop` or `kill` goes on with the same data, on the same port."""
+    """One broker with its data in `folder`. `start` after `stop` or `kill` goes on with the same data, on the same port.
 
-    def __init__(self, folder: Path, port: int | None = None, heap: str = "512m") -> None:
+    properties   lines for server.properties, the last of a name counts; `{port}` and `{controller}` are filled in
+    users        SCRAM users as kafka-storage takes them: SCRAM-SHA-256=[name=…,password=…]
+    """
+
+    def __init__(
+        self, folder: Path, port: int | None = None, heap: str = "512m", *, properties: str = "", users: Sequence[str] = ()
+    ) -> None:
         self.folder = folder.resolve()
         self.port = port or free_port()
         self._controller = free_port()
         while self._controller == self.port:
             self._controller = free_port()
         self._heap = heap
+        self._properties, self._users = _PROPERTIES + properties, users
         self._config = self.folder / "server.properties"
         self.process = ServerProcess("Kafka", self.folder, str(self._config), signal.SIGTERM)
 
@@ -89,7 +96,7 @@ class Kafka:
         self.stop_leftover()
         jars = kafka_jars(progress)
         data = self.folder / "data"
-        self._config.write_text(_PROPERTIES.format(port=self.port, controller=self._controller, data=data))
+        self._config.write_text(self._properties.format(port=self.port, controller=self._controller, data=data))
         log4j = self.folder / "log4j2.xml"
         log4j.write_text(_LOG4J)
         java: list[str | Path] = [
@@ -121,8 +128,9 @@ class Kafka:
 
     def _format(self, java: list[str | Path]) -> None:
         cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "A")
+        users = [word for user in self._users for word in ("--add-scram", user)]
         done = subprocess.run(
-            [*java, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", self._config],
+            [*java, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", self._config, *users],
             env=_environment(),
             capture_output=True,
             text=True,

@@ -6,16 +6,18 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from models.dead_letter import DeadLetter
 from models.settings import Settings
 from streams.engine.stage import Output
 from streams.engine.store import MARK, Disk
 from streams.publish import Publisher, partition_of, read_all, read_committed_consumer
+from streams.topics import Topics
 from tests.support.broker import settings_for, topics
 from tests.support.engine_app import names
 
@@ -33,14 +35,15 @@ class Bench:
         self._publisher = Publisher(settings)
         self._sent = 0
 
-    async def send(self, count: int, *, lane: str = "live", partition: int | None = None, do: str | None = None) -> None:
+    async def send(self, count: int, *, lane: str = "live", partition: int | None = None, do: str | None = None, source: str = "x") -> None:
         """Records with the next sequence numbers; keys repeat; of one partition number where it is given."""
         numbers = range(self._sent, self._sent + count)
         self._sent += count
         keys = [b"k%d" % n for n in range(400)]
         if partition is not None:
             keys = [key for key in keys if partition_of(key, self.settings.partitions) == partition]
-        topic = self.bulk if lane == "bulk" else self.live
+        live, bulk, _ = names(self.settings, source)
+        topic = bulk if lane == "bulk" else live
         await self._publisher.send([
             Output(topic, keys[n % len(keys)], json.dumps({"seq": n, "do": do}).encode()) for n in numbers
         ])  # fmt: skip
@@ -53,12 +56,23 @@ class Bench:
                 await self._poll(200)
         return sorted(int(o["seq"]) for o in self.outputs)  # type: ignore[call-overload]
 
-    async def exactly(self, count: int) -> None:
-        """Every event came out once, and nothing besides; counts per key are gapless."""
-        seqs = await self.arrived(count)
-        expected = Counter(json.loads(r.value or b"")["seq"] for r in await read_all(self.settings, self.out))
-        assert expected == Counter(range(count)), _differences(expected, count)
-        assert seqs == list(range(count))
+    async def exactly(self, count: int, dead: Collection[int] = ()) -> None:
+        """Every event came out once, and nothing besides, but those that are dead letters."""
+        seqs = await self.arrived(count - len(dead))
+        found = Counter(json.loads(r.value or b"")["seq"] for r in await read_all(self.settings, self.out))
+        found.update(await self.dead())
+        assert found == Counter(range(count)), _differences(found, count)
+        assert set(await self.dead()) == set(dead)
+        assert seqs == [seq for seq in range(count) if seq not in dead]
+
+    async def letters(self) -> list[DeadLetter]:
+        """Dead letters, in order per partition."""
+        topic = Topics(self.settings.installation).dead_letters
+        return [DeadLetter.model_validate_json(r.value or b"") for r in await read_all(self.settings, topic)]
+
+    async def dead(self) -> list[int]:
+        """Sequence numbers of the dead letters."""
+        return [json.loads(letter.original_value or b"")["seq"] for letter in await self.letters()]
 
     async def _poll(self, ms: int) -> None:
         for records in (await self._consumer.getmany(timeout_ms=ms)).values():
@@ -171,7 +185,8 @@ def _differences(found: Counter[int], count: int) -> str:
 async def bench(kafka: str, state: Path, **settings: object) -> AsyncIterator[Bench]:
     """A Bench with topics made, everything ended and deleted afterwards."""
     chosen = settings_for(kafka, state, **settings)  # type: ignore[arg-type]
-    async with topics(chosen, names(chosen), [f"{chosen.installation}.records-changelog"]):
+    made = {*names(chosen), *names(chosen, "y"), Topics(chosen.installation).dead_letters}
+    async with topics(chosen, sorted(made), [f"{chosen.installation}.records-changelog"]):
         consumer = read_committed_consumer(chosen)
         await consumer.start()
         consumer.assign(parts := [TopicPartition(names(chosen)[2], p) for p in range(chosen.partitions)])
