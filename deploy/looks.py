@@ -1,9 +1,10 @@
-"""The commands that only look: status and dead letters, as tables for people or JSON for programs. Nothing here changes anything."""
+"""The commands that only look: status, dead letters, incidents; tables for people or JSON for programs. Nothing here changes anything."""
 
 import asyncio
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import orjson
@@ -83,6 +84,55 @@ def dead_letters(cause: str | None, as_json: bool) -> int:
         Console(soft_wrap=True).print(_each(letters), end="")
         print("\nafter the cause is mended: headrace redrive ID, or all of them: headrace redrive CAUSE")
     return 0
+
+
+def incidents(only_open: bool, as_json: bool) -> int:
+    """Exit code 1 when one could not be repaired."""
+    from streams.salesforce.incidents import read_incidents
+
+    found = [i for i in asyncio.run(read_incidents(read_settings())).values() if i.state != "closed" or not only_open]
+    if as_json:
+        print(orjson.dumps([asdict(i) for i in found], option=orjson.OPT_INDENT_2).decode())
+    elif not found:
+        print("No open incidents." if only_open else "No incidents: Salesforce withheld nothing.")
+    else:
+        table = _table(
+            "incidents",
+            "source",
+            "cause",
+            "state",
+            "opened>",
+            "took>",
+            "read again",
+            "rows>",
+            "gone>",
+            "calls>",
+            "what happened, and the proof",
+        )
+        for i in found:
+            took = age((i.closed - i.opened) / 1000) if i.closed else "-"
+            scope = f"{len(i.ids)} ids" if i.ids else f"all changed since {when(i.since)}" if i.since else "everything"
+            said = f"{i.detail}; {i.proof}" if i.proof else i.detail
+            style = {"open": "yellow", "failed": "red", "closed": "green"}[i.state]
+            table.add_row(
+                i.source,
+                i.cause,
+                Text(i.state, style),
+                _ago(i.opened),
+                took,
+                scope,
+                f"{i.rows:,}",
+                f"{i.gone:,}",
+                f"{i.calls:,}",
+                Text(printable(said)),
+            )
+        Console().print(table)
+    return 1 if any(i.state == "failed" for i in found) else 0
+
+
+def when(second: int) -> str:
+    """As people read a time in UTC."""
+    return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(second))
 
 
 def _grouped(letters: Sequence[DeadLetter]) -> Table:

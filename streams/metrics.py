@@ -43,6 +43,10 @@ LATENCY = Histogram(
 )
 DEAD = Counter("headrace_dead_letters_total", "Dead letters by cause class", ["stage", "route", "error"])
 
+# repair
+OPEN_INCIDENTS = Gauge("headrace_open_incidents", "What Salesforce withheld and is not yet read again", ["connection", "sobject"])
+INCIDENTS = Counter("headrace_incidents_total", "Incidents: open, closed, failed", ["connection", "sobject", "cause", "outcome"])
+
 # the process
 LAG = Gauge("headrace_lag_records", "End offset less committed offset, asked from the broker", ["stage", "topic"])
 OLDEST = Gauge("headrace_oldest_unfinished_seconds", "Age of the oldest record not yet committed", ["stage", "topic"])

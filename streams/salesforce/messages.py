@@ -1,7 +1,7 @@
 """From the messages of one poll to records for Kafka: split, checked against the position, refused with a reason. Pure.
 
 It looks at a message's header only; what the fields mean is the processing agent's matter. Nothing vanishes here: a message becomes
-records, dead letters, or a counted drop (a repeat; an sObject that no route reads).
+records, an incident (it says that something changed, not what), dead letters, or a counted drop (a repeat; an sObject that no route reads).
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from models.envelope import Envelope, Headers, Kind, Reason
 from models.scrub import scrub
 from streams.engine.stage import Output
 from streams.publish import MAX_RECORD
+from streams.salesforce.incidents import Cause, Incident
 from streams.salesforce.positions import Position
 from streams.salesforce.rest import ID
 from streams.topics import Topics
@@ -27,6 +28,8 @@ KEPT_BYTES = 700_000
 """Of a dead letter's original: base64 of more would not fit a Kafka record."""
 SHARED_IDS = 25
 """Above so many record ids of a merged event each record's copy of the message names its own id only: copies would grow with the square."""
+BUFFER_SECONDS = 300
+"""So much before the event's commit a re-scan begins: stamps are set before a transaction commits, and it may take long."""
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ012345"
 Message = dict[str, Any]
 
@@ -38,6 +41,7 @@ class Plan:
     outputs: list[Output] = field(default_factory=list)
     received: Counter[str] = field(default_factory=Counter)
     dead: Counter[str] = field(default_factory=Counter)
+    incidents: list[Incident] = field(default_factory=list)
     repeats: int = 0
     old: int = 0
     unrouted: int = 0
@@ -104,11 +108,13 @@ class Intake:
         if event.sobject not in self._routed:
             plan.unrouted += 1
             return
-        needs = event.needs_reread or ""
         raw = dump(message)
+        if event.needs_reread:
+            self._withheld(plan, event, event.needs_reread, raw)
+            return
         for index, name in enumerate(event.ids):
-            value = raw if len(event.ids) <= SHARED_IDS or needs else dump(_narrowed(message, name))
-            self._record(plan, event, index, name, value, needs)
+            value = raw if len(event.ids) <= SHARED_IDS else dump(_narrowed(message, name))
+            self._record(plan, event, index, name, value)
 
     def _dropped(self, plan: Plan, event: ChangeEvent) -> bool:
         """Whether the event is a repeat, or older than the first start; else the position moves to it."""
@@ -128,7 +134,25 @@ class Intake:
         plan.repeats += 1
         return True
 
-    def _record(self, plan: Plan, event: ChangeEvent, index: int, name: str, value: bytes, needs: str) -> None:
+    def _withheld(self, plan: Plan, event: ChangeEvent, why: str, raw: bytes) -> None:
+        """What an event does not say becomes an incident: its ids, or everything of the object that changed about then."""
+        cause, since, ids = _scope(event)
+        if cause == "gap":
+            for index, name in enumerate(event.ids):
+                if not ID.fullmatch(name):
+                    self._record(plan, event, index, name, raw)
+        if cause != "gap" or ids:
+            self._incident(plan, event, cause, why, ids, since)
+
+    def _incident(
+        self, plan: Plan, event: ChangeEvent, cause: Cause, why: str, ids: tuple[str, ...] = (), since: int = 0, index: int = 0
+    ) -> None:
+        name = f"{self.connection}{self.channel}@{self.position.epoch}/{event.position}/{index}/{event.sobject}/{cause}"
+        incident = Incident(name, f"{self.connection}/{event.sobject}", cause, scrub(why, 200), ids, since, opened=self._now)
+        plan.incidents.append(incident)
+        plan.outputs.append(incident.output(self._topics))
+
+    def _record(self, plan: Plan, event: ChangeEvent, index: int, name: str, value: bytes) -> None:
         envelope = Envelope(
             kind=Kind.CHANGE,
             reason=Reason.LIVE,
@@ -139,22 +163,21 @@ class Intake:
             index=index,
         )
         topic = self._topics.inbound(f"{self.connection}/{event.sobject}")
-        key, error, reason = id18(name).encode() if ID.fullmatch(name) else name.encode(errors="replace"), "NeedsReread", needs
-        if not needs and not ID.fullmatch(name):
-            error, reason = (
-                "ChangeEventError",
-                f"record id '{scrub(name, 40)}' of a {event.change} of {event.sobject} is no id: read the object anew",
+        if not ID.fullmatch(name):
+            key = name.encode(errors="replace")
+            letter_id = (
+                f"{self.connection}{self.channel}@{self.position.epoch}/{event.position}/{index}/{key.decode(errors='replace')[:40]}"
             )
-        if not reason and len(value) + 2_000 > MAX_RECORD:
-            error = "TooLarge"
-            reason = f"the event is too large for Kafka ({len(value):,} bytes): read record '{name}' anew (`headrace snapshot`)"
-        if not reason:
-            plan.outputs.append(Output(topic, key, value, envelope.headers()))
+            reason = (
+                f"record id '{scrub(name, 40)}' of a {event.change} of {event.sobject} is no id: read the object anew (`headrace snapshot`)"
+            )
+            self._letter(plan, letter_id, "ChangeEventError", reason, event.position, key, value, envelope.headers(), topic)
+        elif len(value) + 2_000 > MAX_RECORD:
+            why = f"the event is too large for Kafka ({len(value):,} bytes)"
+            self._incident(plan, event, "too large", why, (id18(name),), index=index)
+        else:
+            plan.outputs.append(Output(topic, id18(name).encode(), value, envelope.headers()))
             plan.received[event.sobject] += 1
-            return
-        where = f"{self.connection}{self.channel}@{self.position.epoch}"
-        letter_id = f"{where}/{event.position}/{index}/{key.decode(errors='replace')[:40]}"
-        self._letter(plan, letter_id, error, reason, event.position, key, value, envelope.headers(), topic)
 
     def _undecodable(self, plan: Plan, message: Any, error: ChangeEventError) -> None:
         position, value = replay_of(message), dump(message)
@@ -191,6 +214,18 @@ class Intake:
         ).model_copy(update={"id": name})
         plan.outputs.append(Output(self._topics.dead_letters, name.encode(), orjson.dumps(letter.model_dump(exclude_none=True))))
         plan.dead[error] += 1
+
+
+def _scope(event: ChangeEvent) -> tuple[Cause, int, tuple[str, ...]]:
+    """Cause of the incident, from when on the object is to be read again, and the records where they are known.
+
+    A converted field (wildcard) leaves no stamp on the records: all of them are read.
+    """
+    if event.overflow:
+        return "overflow", max(0, event.second - BUFFER_SECONDS), ()
+    if event.wildcard:
+        return "wildcard", 0, ()
+    return "gap", 0, tuple(dict.fromkeys(id18(name) for name in event.ids if ID.fullmatch(name)))
 
 
 def _narrowed(message: Message, record_id: str) -> Message:

@@ -7,8 +7,10 @@ import asyncio
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -97,6 +99,8 @@ class Rest:
 
     def __init__(self, connection: str, config: Salesforce, login: Login) -> None:
         self.connection, self._version, self._login = connection, config.version, login
+        self.calls: Counter[str] = Counter()
+        """Made so far, by purpose."""
         self._made: tuple[Token, Client] | None = None
         self._making = threading.Lock()
 
@@ -131,11 +135,13 @@ class Rest:
         return Answer(list(rows.values()), len(rows), second or 0)
 
     async def page(
-        self, sobject: str, fields: Sequence[str], after: str, purpose: str, *, deleted: bool = False, limit: int = PAGE
+        self, sobject: str, fields: Sequence[str], after: str, purpose: str, *, deleted: bool = False, since: int = 0, limit: int = PAGE
     ) -> Answer:
-        """The next rows by Id; fewer than `limit` are the last ones."""
+        """The next rows by Id, of those changed since an epoch second; fewer than `limit` are the last ones."""
         first, *others = split_fields(fields)
-        where = f" WHERE Id > '{check_id(after)}'" if after else ""
+        terms = [f"Id > '{check_id(after)}'"] if after else []
+        terms += [f"SystemModstamp >= {datetime.fromtimestamp(since, UTC):%Y-%m-%dT%H:%M:%SZ}"] if since else []
+        where = f" WHERE {' AND '.join(terms)}" if terms else ""
         soql = f"SELECT {','.join(first)} FROM {check_name(sobject)}{where} ORDER BY Id LIMIT {limit}"  # noqa: S608
         answer = await self.query(soql, purpose, deleted=deleted)
         if others and answer.rows:
@@ -175,6 +181,7 @@ class Rest:
             outcome = "refused"
             raise
         finally:
+            self.calls[purpose] += 1
             metrics.API_CALLS.labels(self.connection, purpose, outcome).inc()
         return found
 

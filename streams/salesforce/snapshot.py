@@ -2,7 +2,7 @@
 
 The rows of a page and how far the run is are one Kafka transaction, so a run that was killed goes on exactly behind the last page that is
 in Kafka. `began` is the position that was durable before the page was read: an event above it may be newer than the row, one at or below it
-is in the row. Deleted records are read only by a run that makes up for a lost position (`deleted`): else there is nothing to undo.
+is in the row. A run that repairs (`by`) reads deleted records too, of what changed since a time; in any other there is nothing to undo.
 """
 
 import asyncio
@@ -17,19 +17,18 @@ from typing import Any, Literal
 import orjson
 import structlog
 
-from models.dead_letter import dead_letter
-from models.envelope import Envelope, Kind, Reason
+from models.envelope import Reason
 from models.errors import FatalError, PermanentError, SettingsError, TemporaryError
 from models.flow import Flow, Salesforce
 from models.settings import Settings
 from streams import metrics
 from streams.engine.stage import Output
-from streams.publish import MAX_RECORD, TransactionalPublisher, read_all
+from streams.publish import TransactionalPublisher, read_all
 from streams.salesforce.auth import Login
-from streams.salesforce.messages import KEPT_BYTES
 from streams.salesforce.positions import Durable, Positions
 from streams.salesforce.rest import PAGE, Answer, Rest, Row
 from streams.salesforce.retry import retried
+from streams.salesforce.rows import row_output
 from streams.salesforce.tokens import Vault
 from streams.topics import Topics
 
@@ -44,7 +43,7 @@ class Run:
 
     source    "<connection>/<sObject>"
     state     wanted (not begun) | running | done | failed; `why` says why it failed
-    by        command | first | refused: who asked for it
+    by        command | first | repair: who asked for it; since: epoch s, of a repair: only what changed since then
     last      id of the last record read, "" before the first; rows: how many are in Kafka; total: how many there were at the begin
     fields    fingerprint of the columns read
     """
@@ -52,8 +51,8 @@ class Run:
     run: str
     source: str
     state: Literal["wanted", "running", "done", "failed"] = "wanted"
-    by: Literal["command", "first", "refused"] = "command"
-    deleted: bool = False
+    by: Literal["command", "first", "repair"] = "command"
+    since: int = 0
     last: str = ""
     rows: int = 0
     total: int = 0
@@ -105,10 +104,12 @@ async def run_snapshot(
     progress: Progress | None = None,
     stop: asyncio.Event | None = None,
     rest: Rest | None = None,
+    repair_since: int | None = None,
 ) -> Run:
     """Read `source` ("acme/Contact") into its bulk in-topic; the finished (or, after `stop`, unfinished) run.
 
     Without `run_id` an unfinished run of the same source and columns that a command began is continued, else a new one begins.
+    `repair_since`: only what changed since then (epoch s, 0 = all), deleted records too; the named run is that of a repair.
     `progress` is called after each page. A Salesforce or Kafka that is away is waited for. Raises SettingsError (no such source),
     PermanentError (a field that does not exist), FatalError (another process works on this run).
     """
@@ -121,9 +122,12 @@ async def run_snapshot(
     topics, positions = Topics(settings.installation), Positions(settings)
     own = rest or Rest(connection, config, Login(connection, config, flow.folder, vault=Vault.of(settings)))
     print_of = hashlib.sha256(",".join(sorted(fields)).encode()).hexdigest()[:12]
-    work = _Work(settings, topics, own, config.channels, positions, connection, sobject, fields, progress)
+    begin = Run(run=run_id or "", source=source)
+    if repair_since is not None:
+        begin = replace(begin, by="repair", since=repair_since)
+    work = _Work(settings, topics, own, config.channels, positions, begin, fields, progress)
     waiting = asyncio.create_task((stop or asyncio.Event()).wait())
-    task = asyncio.create_task(work.run(run_id, source, print_of))
+    task = asyncio.create_task(work.run(print_of))
     try:
         await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
@@ -149,22 +153,25 @@ class _Work:
         rest: Rest,
         channels: Sequence[str],
         positions: Positions,
-        connection: str,
-        sobject: str,
+        begin: Run,
         fields: Sequence[str],
         progress: Progress | None,
     ) -> None:
         self._settings, self._topics, self._rest, self._channels, self._positions = settings, topics, rest, channels, positions
-        self._connection, self._sobject, self._fields, self._progress = connection, sobject, tuple(fields), progress
-        self.at = Run(run="", source=f"{connection}/{sobject}")
+        self._connection, _, self._sobject = begin.source.partition("/")
+        self._fields, self._progress = tuple(fields), progress
+        self._reason = Reason.REPAIR if begin.by == "repair" else Reason.SNAPSHOT
+        self.at = begin
 
-    async def run(self, run_id: str | None, source: str, print_of: str) -> Run:
-        run_id = run_id or await retried(lambda: self._unfinished(source, print_of), "snapshot") or f"snapshot-{uuid.uuid4().hex[:12]}"
+    async def run(self, print_of: str) -> Run:
+        source = self.at.source
+        asked: str | None = self.at.run or None
+        run_id = asked or await retried(lambda: self._unfinished(source, print_of), "snapshot") or f"snapshot-{uuid.uuid4().hex[:12]}"
         publisher = TransactionalPublisher(self._settings, f"{self._settings.installation}.snapshot.{run_id}")
         await retried(publisher.start, "snapshot")
         try:
             known = (await retried(lambda: snapshot_runs(self._settings), "snapshot")).get(run_id)
-            self.at = known or Run(run=run_id, source=source)
+            self.at = known or replace(self.at, run=run_id)
             if self.at.source != source:
                 raise SettingsError(f"run {run_id} is one of {self.at.source}, not of {source}")
             if self.at.state == "running" and self.at.fields != print_of:  # the map asks for other columns now: read from the start
@@ -182,7 +189,7 @@ class _Work:
 
     async def _pages(self, publisher: TransactionalPublisher, print_of: str) -> None:
         if self.at.state == "wanted":
-            total = await retried(lambda: self._rest.count(self._sobject, "snapshot"), "snapshot")
+            total = 0 if self.at.since else await retried(lambda: self._rest.count(self._sobject, self._reason.value), "snapshot")
             at = replace(self.at, state="running", total=total, fields=print_of, started=int(time.time() * 1000))
             await self._commit(publisher, at, [])
         log.info("snapshot", run=self.at.run, source=self.at.source, rows=self.at.rows, total=self.at.total)
@@ -197,14 +204,15 @@ class _Work:
                 raise FatalError(f"Salesforce gave the same page of {self.at.source} twice: the run {self.at.run} does not move")
             last = str(rows[-1]["Id"]) if rows else self.at.last
             at = replace(self.at, last=last, rows=self.at.rows + len(rows), state="done" if done else "running")
-            await self._commit(publisher, at, [self._row(row, durable) for row in rows])
+            await self._commit(publisher, at, self._rows(answer.rows, durable))
             metrics.SNAPSHOT_ROWS.labels(self._connection, self._sobject).inc(len(rows))
-            metrics.RECEIVED.labels(self._connection, self._sobject, Reason.SNAPSHOT.value).inc(len(rows))
+            metrics.RECEIVED.labels(self._connection, self._sobject, self._reason.value).inc(len(rows))
         log.info("snapshot done", run=self.at.run, source=self.at.source, rows=self.at.rows)
 
     async def _read(self) -> tuple[Durable, Answer]:
         durable = await self._positions.durable(self._connection, self._channels, self._sobject)
-        answer = await self._rest.page(self._sobject, self._fields, self.at.last, "snapshot", deleted=self.at.deleted, limit=PAGE)
+        last, since, deleted = self.at.last, self.at.since, self.at.by == "repair"
+        answer = await self._rest.page(self._sobject, self._fields, last, self._reason.value, deleted=deleted, since=since, limit=PAGE)
         if not all(isinstance(row.get("Id"), str) for row in answer.rows):
             raise TemporaryError(f"Salesforce answered with rows of {self._sobject} that have no Id")
         return durable, answer
@@ -216,37 +224,11 @@ class _Work:
         if self._progress is not None:
             self._progress(at)
 
-    def _row(self, row: Row, durable: Durable) -> Output:
-        key, value, now = row["Id"].encode(), orjson.dumps(row), int(time.time() * 1000)
-        headers = Envelope(
-            kind=Kind.ROW,
-            reason=Reason.SNAPSHOT,
-            received=now,
-            channel=durable.channel,
-            epoch=durable.epoch,
-            began=durable.position,
-            run=self.at.run,
-        ).headers()
-        topic = self._topics.inbound(self.at.source, bulk=True)
-        if len(value) + 2_000 <= MAX_RECORD:
-            return Output(topic, key, value, headers)
-        letter = dead_letter(
-            stage="fetch",
-            reason=f"a row of {self.at.source} is too large for Kafka ({len(value):,} bytes): map fewer large fields of it",
-            error="TooLarge",
-            at=now,
-            topic=topic,
-            partition=0,
-            offset=0,
-            key=key,
-            value=value if len(value) <= KEPT_BYTES else None,
-            headers=headers,
-            redrive_to=topic,
-        ).model_copy(update={"id": f"{self.at.run}/{row['Id']}"})
-        metrics.DEAD.labels("fetch", "", "TooLarge").inc()
-        return Output(self._topics.dead_letters, letter.id.encode(), orjson.dumps(letter.model_dump(exclude_none=True)))
+    def _rows(self, rows: Sequence[Row], durable: Durable) -> list[Output]:
+        at = self.at
+        return [row_output(self._topics, at.source, row, durable, reason=self._reason, run=at.run, bulk=True) for row in rows]
 
 
-def wanted_runs(sources: Mapping[str, str], by: Literal["first", "refused"]) -> list[Run]:
-    """Runs to be stored with a position: source by run id."""
-    return [Run(run=run, source=source, by=by, deleted=by == "refused") for run, source in sources.items()]
+def first_runs(sources: Mapping[str, str]) -> list[Run]:
+    """Runs of a first start, to be stored with its position: source by run id."""
+    return [Run(run=run, source=source, by="first") for run, source in sources.items()]

@@ -2,7 +2,7 @@
 
 One process leads a channel (leader.py); it fences its predecessor, then reads the position, then subscribes from it. Whatever breaks on
 the wire, a new session begins at the stored position: nothing comes twice, nothing is left out. What Salesforce itself leaves out (gap,
-overflow, a refused position) is said in the dead letters and, for a refused position, read again by a snapshot.
+overflow, a refused position) is an incident, stored with the position that passes it, which repair.py reads again.
 """
 
 import asyncio
@@ -12,11 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
-import orjson
 import structlog
 
 from models.change_event import FIRST_EPOCH
-from models.dead_letter import dead_letter
 from models.errors import PausedError, PermanentError, SettingsError, TemporaryError
 from models.flow import Flow, Salesforce
 from models.scrub import scrub
@@ -27,12 +25,14 @@ from streams.publish import TransactionalPublisher
 from streams.salesforce import cometd
 from streams.salesforce.auth import Login, Token
 from streams.salesforce.cometd import PositionRefusedError, Session, SessionLostError
+from streams.salesforce.incidents import Cause, Incident
 from streams.salesforce.leader import Leadership
-from streams.salesforce.messages import Intake, Plan
+from streams.salesforce.messages import BUFFER_SECONDS, Intake, Plan
 from streams.salesforce.positions import Position, Start, channel_of, output, position_key, read_positions
+from streams.salesforce.repair import Repairs
 from streams.salesforce.rest import Rest
 from streams.salesforce.retry import Backoff, retried
-from streams.salesforce.snapshot import run_snapshot, snapshot_runs, wanted_runs
+from streams.salesforce.snapshot import first_runs, run_snapshot, snapshot_runs
 from streams.salesforce.tokens import Vault
 from streams.topics import Topics
 
@@ -130,10 +130,13 @@ class _Channel:
         self._sobjects = [s for s in context.flow.sobjects(context.connection) if channel_of(context.config.channels, s) == channel]
         name = f"{context.connection}.{channel.strip('/').replace('/', '.')}"
         self._leadership = Leadership(context.settings, name, self._key)
+        self._name = name
         self._publisher = TransactionalPublisher(context.settings, f"{context.settings.installation}.subscribe.{name}")
         self._backoff = Backoff(pause=context.backoff.pause)
         self._intake: Intake | None = None
-        self._snapshots: asyncio.Task[None] | None = None
+        self._sources = [f"{context.connection}/{sobject}" for sobject in self._sobjects]
+        self._repairs: Repairs | None = None
+        self._beside: asyncio.Task[None] | None = None
         self._begun = False
 
     async def run(self) -> None:
@@ -171,10 +174,10 @@ class _Channel:
         finally:
             metrics.LEADING.labels(*self._labels).set(0)
             self._pause(False)
-            if self._snapshots is not None:
-                self._snapshots.cancel()
-                await asyncio.wait([self._snapshots])
-                self._snapshots = None
+            if self._beside is not None:
+                self._beside.cancel()
+                await asyncio.wait([self._beside])
+                self._beside = None
             await self._publisher.stop()
 
     async def _first_start(self) -> Position:
@@ -186,7 +189,7 @@ class _Channel:
         began = int((time.time() + token.skew) * 1000)
         position = Position(FIRST_EPOCH, None, None, token.org, token.instance_url, began, start)
         runs = {f"first-{self._c.connection}-{s}-{began}": f"{self._c.connection}/{s}" for s in self._sobjects} if self._c.snapshot else {}
-        await self._send([output(self._topics, *self._labels, position), *(r.output(self._topics) for r in wanted_runs(runs, "first"))])
+        await self._send([output(self._topics, *self._labels, position), *(r.output(self._topics) for r in first_runs(runs))])
         self._begun = True
         log.info("first start", connection=self._c.connection, channel=self._channel, start=start)
         return position
@@ -230,8 +233,8 @@ class _Channel:
             metrics.SUBSCRIBED.labels(*self._labels).set(1)
             self._say(True)
             log.info("subscribed", key=self._key, replay=replay, epoch=at.epoch)
-            if self._snapshots is None:
-                self._snapshots = asyncio.create_task(self._run_snapshots())
+            if self._beside is None:
+                self._beside = asyncio.create_task(self._make_up())
             while True:
                 batch = await self._next(session)
                 for start in range(0, len(batch), EVENTS):
@@ -247,8 +250,8 @@ class _Channel:
             while not waiting.done():
                 await asyncio.wait([waiting], timeout=5.0)
                 metrics.LAST_ANSWER.labels(*self._labels).set(time.time() - (time.monotonic() - session.answered))
-                if self._snapshots is not None and self._snapshots.done():
-                    self._snapshots.result()
+                if self._beside is not None and self._beside.done():
+                    self._beside.result()
             return waiting.result()
         finally:
             waiting.cancel()
@@ -263,6 +266,7 @@ class _Channel:
             await self._send([*plan.outputs, output(self._topics, *self._labels, intake.position)])
         if plan.epoch_rose:
             log.error("positions started anew", alert=True, key=self._key, epoch=intake.position.epoch)
+        self._opened(plan.incidents)
         self._count(plan)
 
     async def _send(self, outputs: Sequence[Output]) -> None:
@@ -277,9 +281,8 @@ class _Channel:
                 await asyncio.sleep(self._backoff.after(error))
 
     async def _refused(self, intake: Intake, reason: str) -> None:
-        """The position is lost: say so, read everything again, and subscribe to all that is retained."""
-        at = intake.position
-        await self._lost_position(intake, replace(at, refused=True), f"position refused: {reason}")
+        """The position is lost: what changed since it is read again, and everything retained is subscribed to."""
+        await self._lost_position(intake, replace(intake.position, refused=True), "position refused", reason)
 
     async def _same_org(self, intake: Intake, token: Token) -> None:
         """Another org or instance: positions mean something else there."""
@@ -291,46 +294,45 @@ class _Channel:
             await self._send([output(self._topics, *self._labels, fresh)])
             intake.position = fresh
         else:
-            await self._lost_position(intake, fresh, f"position refused: the org or its instance changed to {token.instance_url}")
+            await self._lost_position(intake, fresh, "org changed", f"the org or its instance is now {token.instance_url}")
 
-    async def _lost_position(self, intake: Intake, position: Position, reason: str) -> None:
-        at, connection = intake.position, self._c.connection
-        where = f"{connection}{self._channel}@{at.epoch}"
-        letter = dead_letter(
-            stage="subscribe",
-            reason=f"{reason}; everything retained is read again and a snapshot of {', '.join(self._sobjects)} makes up for the rest",
-            error="PositionRefused",
-            at=int(time.time() * 1000),
-            topic=f"{connection}{self._channel}",
-            partition=0,
-            offset=at.position or 0,
-            key=self._key.encode(),
-            value=at.value(),
-            headers=[],
-            redrive_to="",
-        ).model_copy(update={"id": f"{where}/{at.position}/refused"})
-        runs = {f"refused-{connection}-{s}-{at.epoch}-{at.position}": f"{connection}/{s}" for s in self._sobjects}
-        await self._send(
-            [
-                Output(self._topics.dead_letters, letter.id.encode(), orjson.dumps(letter.model_dump(exclude_none=True))),
-                *(r.output(self._topics) for r in wanted_runs(runs, "refused")),
-                output(self._topics, *self._labels, position),
-            ]
-        )
+    async def _lost_position(self, intake: Intake, position: Position, cause: Cause, reason: str) -> None:
+        at, now = intake.position, int(time.time() * 1000)
+        since = 0 if cause == "org changed" else max(0, (at.second or 0) - BUFFER_SECONDS)
+        where = f"{self._c.connection}{self._channel}@{at.epoch}/{at.position}"
+        incidents = [
+            Incident(f"{where}/{source}/{cause}", source, cause, scrub(reason, 200), since=since, opened=now) for source in self._sources
+        ]
+        await self._send([*(i.output(self._topics) for i in incidents), output(self._topics, *self._labels, position)])
         intake.position = position
-        metrics.DEAD.labels("subscribe", "", "PositionRefused").inc()
         metrics.RESUBSCRIBED.labels(*self._labels, "refused").inc()
-        log.error("position refused", alert=True, key=self._key, position=at.position, reason=reason)
-        if self._snapshots is not None:
-            self._snapshots.cancel()
-            await asyncio.wait([self._snapshots])
-            self._snapshots = None
+        log.error("position refused", alert=True, key=self._key, position=at.position, reason=scrub(reason))
+        self._opened(incidents)
 
-    async def _run_snapshots(self) -> None:
-        """Those asked for at the first start or for a lost position and not yet done, one after another."""
+    def _opened(self, incidents: Sequence[Incident]) -> None:
+        """Count them and wake who repairs."""
+        for i in incidents:
+            metrics.INCIDENTS.labels(*i.source.split("/"), i.cause, i.state).inc()
+            log.warning("incident", id=i.id, source=i.source, cause=i.cause, state=i.state, ids=len(i.ids), since=i.since, why=i.detail)
+        if incidents and self._repairs is not None:
+            self._repairs.wake()
+
+    async def _make_up(self) -> None:
+        """What is done beside the subscription, as long as this process leads: repairs, and after the first of them the first snapshots."""
+        c = self._c
+        self._repairs = Repairs(c.settings, c.flow, self._name, c.config.channels, self._sources, c.fields, c.rest)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._repairs.run())
+                group.create_task(self._run_snapshots(self._repairs))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+
+    async def _run_snapshots(self, repairs: Repairs) -> None:
+        """Those asked for at the first start and not yet done, one after another."""
+        await repairs.idle.wait()
         runs = (await retried(lambda: snapshot_runs(self._c.settings), "runs")).values()
-        mine = {f"{self._c.connection}/{s}" for s in self._sobjects}
-        for run in sorted((r for r in runs if r.open and r.by != "command" and r.source in mine), key=lambda r: r.run):
+        for run in sorted((r for r in runs if r.open and r.by == "first" and r.source in self._sources), key=lambda r: r.run):
             try:
                 await run_snapshot(
                     self._c.settings, self._c.flow, run.source, self._c.fields[run.source], run_id=run.run, rest=self._c.rest

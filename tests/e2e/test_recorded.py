@@ -33,7 +33,14 @@ def _letters(made: Rig) -> list[dict[str, Any]]:
     return found
 
 
-def test_every_recorded_event_ends_as_a_row_or_as_a_dead_letter(kafka: str, database_url: str, tmp_path: Path) -> None:
+def _incidents(made: Rig) -> list[dict[str, Any]]:
+    code, printed = made.command("incidents", "--json")
+    assert code == 0, printed
+    found: list[dict[str, Any]] = json.loads(printed)
+    return found
+
+
+def test_every_recorded_event_ends_as_a_row_a_dead_letter_or_a_repaired_incident(kafka: str, database_url: str, tmp_path: Path) -> None:
     events = recorded()
     assert len(events) > 20
     with rig(tmp_path, kafka, database_url, records=0, flow=DATA / "recorded.yaml", fields=DATA / "custom-objects.yaml") as made:
@@ -56,6 +63,7 @@ def test_every_recorded_event_ends_as_a_row_or_as_a_dead_letter(kafka: str, data
             positions = {
                 base64.b64decode(value).decode() for letter in letters for name, value in letter.get("headers", []) if name == "position"
             }
+            positions |= {incident["id"].split("/")[3] for incident in _incidents(made) if incident["state"] == "closed"}
             assert all(letter["reason"] for letter in letters)
             return {
                 (position, record_id): name

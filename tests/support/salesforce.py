@@ -19,6 +19,7 @@ from models.settings import Settings
 from streams.engine.stage import Record
 from streams.kafka import client_options
 from streams.publish import read_all
+from streams.salesforce.incidents import Incident, read_incidents
 from streams.salesforce.subscriber import run_subscriber
 from streams.topics import Topics, ensure
 from tests.support.broker import settings_for, topics
@@ -82,6 +83,9 @@ class Desk:
     async def update(self, record: str, value: str) -> int:
         change = {"op": "update", "type": "Contact", "id": record, "values": {"Title": value}}
         return int((await self.call("POST", "transaction", changes=[change]))["replayIds"][0])
+
+    async def delete(self, record: str) -> None:
+        await self.call("POST", "transaction", changes=[{"op": "delete", "type": "Contact", "id": record}])
 
     async def emit(self, *messages: Any, keep: bool = False) -> list[int]:
         """Publish messages as they stand; `keep` their replay ids too."""
@@ -195,3 +199,14 @@ def envelope_of(record: Record) -> Envelope:
 async def letters(settings: Settings) -> list[Any]:
     """Dead letters."""
     return [orjson.loads(r.value or b"") for r in await read_all(settings, Topics(settings.installation).dead_letters)]
+
+
+async def repaired(settings: Settings, count: int, task: "asyncio.Task[None]") -> list[Incident]:
+    """Until there are so many incidents and all are closed; in the order of their opening."""
+
+    def ended(found: dict[str, Incident]) -> bool:
+        mine = [i for i in found.values() if i.source.startswith("acme/")]
+        return len(mine) == count and all(i.state == "closed" for i in mine)
+
+    found = await until(lambda: read_incidents(settings), ended, task=task)
+    return [i for i in found.values() if i.source.startswith("acme/")]

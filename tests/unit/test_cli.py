@@ -18,8 +18,8 @@ from models.errors import SettingsError, TemporaryError
 from models.flow import Flow
 
 COMMANDS = [
-    "worker", "subscribe", "receive", "snapshot", "check", "status", "dead-letters", "redrive", "adopt", "accept-loss", "replay",
-    "demo", "soak", "test", "sandbox",
+    "worker", "subscribe", "receive", "snapshot", "check", "status", "dead-letters", "incidents", "redrive", "adopt", "accept-loss", "replay",
+    "demo", "bench", "soak", "test", "sandbox",
 ]  # fmt: skip
 
 
@@ -88,7 +88,7 @@ def test_wrong_variables_are_named_without_their_values() -> None:
 
 
 def test_a_kafka_that_is_away_is_told_in_words() -> None:
-    done = headrace("dead-letters", KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:9")
+    done = headrace("dead-letters", "incidents", KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:9")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "Kafka" in done.stderr or "127.0.0.1:9" in done.stderr
 

@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.envelope import Envelope, Kind
+from models.errors import FatalError
 from streams.publish import MAX_RECORD
 from streams.salesforce.cometd import loads
+from streams.salesforce.incidents import parse_incident
 from streams.salesforce.messages import Intake, Plan, dump, id18
 from streams.salesforce.positions import Position
 from streams.topics import Topics
@@ -99,22 +101,50 @@ def test_before_the_first_position_what_is_older_than_the_start_is_dropped_witho
 
 
 @pytest.mark.parametrize(
-    ("kind", "ids", "number"),
+    ("kind", "ids", "cause", "since", "named"),
     [
-        ("GAP_UPDATE", (A, B), 2),
-        ("GAP_CREATE", (A,), 1),
-        ("GAP_OVERFLOW", ("000000000000000AAA",), 1),
-        ("UPDATE", ("003*",), 1),
+        ("GAP_UPDATE", (A, B, A), "gap", 0, (A, B)),
+        ("GAP_CREATE", (A[:15],), "gap", 0, (A,)),
+        ("GAP_OVERFLOW", ("000000000000000AAA",), "overflow", 701, ()),
+        ("UPDATE", ("003*",), "wildcard", 0, ()),
     ],
 )
-def test_what_must_be_read_again_is_a_dead_letter_per_record_with_its_bytes(kind: str, ids: tuple[str, ...], number: int) -> None:
-    at, message = intake(), change(*ids, second=1001, replay=101, kind=kind)
-    plan = at.plan([message], 0)
-    letters = dead(plan)
-    assert (records(plan), len(letters), at.position.position, plan.dead["NeedsReread"]) == ([], number, 101, number)
-    assert len({letter["id"] for letter in letters}) == number
-    assert all("needs re-read" in letter["reason"] and letter["redrive_to"] == CONTACTS for letter in letters)
-    assert all(orjson.loads(base64.b64decode(letter["value"])) == message for letter in letters)
+def test_what_says_that_something_changed_but_not_what_is_an_incident(
+    kind: str, ids: tuple[str, ...], cause: str, since: int, named: tuple[str, ...]
+) -> None:
+    at = intake()
+    plan = at.plan([change(*ids, second=1001, replay=101, kind=kind)], 42)
+    [incident] = plan.incidents
+    assert (records(plan), dead(plan), at.position.position) == ([], [], 101)
+    assert (incident.source, incident.cause, incident.since, incident.ids, incident.opened) == ("acme/Contact", cause, since, named, 42)
+    [out] = [o for o in plan.outputs if o.topic == TOPICS.incidents]
+    assert parse_incident(out.key, out.value or b"") == incident
+
+
+def test_the_same_event_is_the_same_incident_and_another_is_another() -> None:
+    def named(replay: int) -> list[str]:
+        return [i.id for i in intake().plan([change(A, second=1001, replay=replay, kind="GAP_UPDATE")], replay).incidents]
+
+    assert named(101) == named(101) != named(102)
+
+
+def test_an_id_that_is_none_among_those_of_a_gap_is_a_dead_letter_and_the_others_are_read_again() -> None:
+    plan = intake().plan([change("nonsense", B, second=1001, replay=101, kind="GAP_DELETE")], 0)
+    assert [i.ids for i in plan.incidents] == [(B,)]
+    assert ["is no id" in letter["reason"] for letter in dead(plan)] == [True]
+
+
+def test_a_gap_of_nothing_but_nonsense_is_no_incident() -> None:
+    plan = intake().plan([change("nonsense", second=1001, replay=101, kind="GAP_DELETE")], 0)
+    assert (plan.incidents, len(dead(plan))) == ([], 1)
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"[]", b"{}", b"null", b'{"id": "x"}', b'{"id":"x","source":"a/b","cause":"gap","detail":"","ids":5}']
+)
+def test_a_damaged_incident_ends_the_process(raw: bytes) -> None:
+    with pytest.raises(FatalError, match="damaged"):
+        parse_incident(b"x", raw)
 
 
 def test_an_object_that_no_route_reads_is_counted_and_the_position_moves() -> None:
@@ -152,10 +182,9 @@ def test_a_damaged_message_is_a_dead_letter_with_its_bytes_and_its_neighbours_co
     assert (records(plan), at.position.position) == ([(A, 1, 102, 0)], 102)
 
 
-def test_an_event_too_large_for_kafka_is_a_dead_letter_that_fits() -> None:
+def test_an_event_too_large_for_kafka_is_an_incident_of_its_record() -> None:
     plan = intake().plan([change(A, second=1001, replay=101, Description="x" * MAX_RECORD)], 0)
-    [letter] = dead(plan)
-    assert "too large" in letter["reason"]
+    assert [(i.cause, i.ids) for i in plan.incidents] == [("too large", (A,))]
     assert sum(len(o.value or b"") for o in plan.outputs) < MAX_RECORD
 
 

@@ -1,0 +1,85 @@
+"""What Salesforce withheld, and what was done about it: one record per incident in the compacted topic `incidents`.
+
+An incident is opened in the transaction that moves the position past it, and closed in the transaction of the last row that repairs it, so
+neither can be true without the other. It names causes, ids and times, never a value of a record.
+"""
+
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import orjson
+
+from models.errors import FatalError
+from models.settings import Settings
+from streams.engine.stage import Output
+from streams.publish import read_all
+from streams.topics import Topics
+
+Cause = Literal["gap", "overflow", "wildcard", "too large", "position refused", "org changed"]
+State = Literal["open", "closed", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """Value of a record of the incidents topic; its key is `id`, the same whenever the same thing is met again.
+
+    source    "<connection>/<sObject>"
+    detail    in words, for people
+    ids       records to be read again; () = every record changed since `since`
+    since     epoch s, by Salesforce's clock; 0 = from the beginning
+    rows      rows read again; gone: ids that are no more; calls: of the REST API, what it cost
+    proof     why it counts as repaired; of a failed one, why not
+    opened, closed   epoch ms
+    """
+
+    id: str
+    source: str
+    cause: Cause
+    detail: str
+    ids: tuple[str, ...] = ()
+    since: int = 0
+    state: State = "open"
+    rows: int = 0
+    gone: int = 0
+    calls: int = 0
+    proof: str = ""
+    opened: int = 0
+    closed: int = 0
+
+    def output(self, topics: Topics) -> Output:
+        """The record that stores it."""
+        return Output(topics.incidents, self.id.encode(), orjson.dumps(asdict(self), option=orjson.OPT_SORT_KEYS))
+
+    def ended(self, state: Literal["closed", "failed"], proof: str, *, rows: int = 0, gone: int = 0, calls: int = 0) -> "Incident":
+        """Repaired, or given up."""
+        return replace(self, state=state, proof=proof, rows=rows, gone=gone, calls=calls, closed=int(time.time() * 1000))
+
+
+def parse_incident(key: bytes | None, value: bytes) -> Incident:
+    """Raises FatalError: an incident that cannot be read would be one that nobody repairs."""
+    try:
+        found: dict[str, Any] = orjson.loads(value)
+        known = {name: found[name] for name in Incident.__dataclass_fields__ if name in found}
+        return Incident(**known | {"ids": tuple(known.get("ids", ()))})
+    except (ValueError, TypeError, AttributeError) as error:
+        raise FatalError(f"incident {key!r} is damaged ({error}): delete its record, then run a snapshot of its source") from None
+
+
+async def read_incidents(settings: Settings) -> dict[str, Incident]:
+    """All incidents by id, in the order of their opening. Raises TemporaryError, FatalError."""
+    found: dict[str, Incident] = {}
+    for record in await read_all(settings, Topics(settings.installation).incidents):
+        name = (record.key or b"").decode(errors="replace")
+        if record.value is None:
+            found.pop(name, None)
+        else:
+            found[name] = parse_incident(record.key, record.value)
+    return {i.id: i for i in sorted(found.values(), key=lambda i: (i.opened, i.id))}
+
+
+def open_ones(incidents: Iterable[Incident], sources: Iterable[str]) -> list[Incident]:
+    """Those of these sources that are to be repaired."""
+    mine = set(sources)
+    return [i for i in incidents if i.state == "open" and i.source in mine]

@@ -1,0 +1,50 @@
+"""A row that was read from Salesforce as a record of its in-topic. Pure."""
+
+import time
+
+import orjson
+
+from models.dead_letter import dead_letter
+from models.envelope import Envelope, Kind, Reason
+from streams import metrics
+from streams.engine.stage import Output
+from streams.publish import MAX_RECORD
+from streams.salesforce.messages import KEPT_BYTES
+from streams.salesforce.positions import Durable
+from streams.salesforce.rest import Row
+from streams.topics import Topics
+
+
+def row_output(
+    topics: Topics, source: str, row: Row, durable: Durable, *, reason: Reason, run: str, bulk: bool, gone: int | None = None
+) -> Output:
+    """The record; a dead letter when Kafka would not take it. `durable`: read before the row. `gone`: epoch s at which there was none."""
+    key, value, now = row["Id"].encode(), orjson.dumps(row), int(time.time() * 1000)
+    headers = Envelope(
+        kind=Kind.ROW,
+        reason=reason,
+        received=now,
+        channel=durable.channel,
+        epoch=durable.epoch,
+        began=durable.position,
+        gone=gone,
+        run=run,
+    ).headers()
+    topic = topics.inbound(source, bulk=bulk)
+    if len(value) + 2_000 <= MAX_RECORD:
+        return Output(topic, key, value, headers)
+    letter = dead_letter(
+        stage="fetch",
+        reason=f"a row of {source} is too large for Kafka ({len(value):,} bytes): map fewer large fields of it",
+        error="TooLarge",
+        at=now,
+        topic=topic,
+        partition=0,
+        offset=0,
+        key=key,
+        value=value if len(value) <= KEPT_BYTES else None,
+        headers=headers,
+        redrive_to=topic,
+    ).model_copy(update={"id": f"{run}/{row['Id']}"})
+    metrics.DEAD.labels("fetch", "", "TooLarge").inc()
+    return Output(topics.dead_letters, letter.id.encode(), orjson.dumps(letter.model_dump(exclude_none=True)))

@@ -1,0 +1,106 @@
+"""What Salesforce withholds is read again: by id, or everything that changed since; the proof is kept, and a killed repair goes on."""
+
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import orjson
+import pytest
+
+from models.settings import Settings
+from streams.publish import Publisher
+from streams.salesforce.incidents import Incident, read_incidents
+from streams.salesforce.repair import answers
+from streams.salesforce.snapshot import Run
+from streams.topics import Topics
+from tests.support.salesforce import (
+    Desk,
+    arrived,
+    change,
+    connected,
+    envelope_of,
+    flow_for,
+    inbound,
+    installation,
+    org,
+    repaired,
+    subscribed,
+    until,
+)
+
+pytestmark = pytest.mark.kafka
+A = "003Qx00000Ke4RtIAJ"
+
+
+@pytest.fixture
+async def settings(kafka: str, tmp_path: Path) -> AsyncIterator[Settings]:
+    async with installation(kafka, tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+async def desk() -> AsyncIterator[Desk]:
+    async with org(60) as found:
+        yield found
+
+
+async def test_a_gap_is_read_again_by_id_and_what_is_no_more_is_said(settings: Settings, desk: Desk) -> None:
+    async with subscribed(settings, flow_for(desk.url)) as task:
+        await connected(desk, task)
+        there = await desk.create("There")
+        await until(lambda: arrived(settings, "Contact"), lambda found: len(found) == 1, task=task)
+        await desk.emit(change(there, A, second=int(time.time()), kind="GAP_UPDATE"))
+        [closed] = await repaired(settings, 1, task)
+    assert (closed.cause, closed.rows, closed.gone, closed.calls) == ("gap", 1, 1, 1)
+    rows = {(r.key or b"").decode(): envelope_of(r) for r in (await inbound(settings, "Contact"))[1:]}
+    assert {key: (e.reason, e.gone is None) for key, e in rows.items()} == {there: ("repair", True), A: ("repair", False)}
+
+
+async def test_an_overflow_reads_again_what_changed_about_then_with_what_was_deleted(settings: Settings, desk: Desk) -> None:
+    async with subscribed(settings, flow_for(desk.url)) as task:
+        await connected(desk, task)
+        ids = [await desk.create(f"P{n}") for n in range(3)]
+        await desk.delete(ids[0])
+        await desk.emit(change("000000000000000AAA", second=int(time.time()), kind="GAP_OVERFLOW"))
+        [closed] = await repaired(settings, 1, task)
+    rows = {(r.key or b"").decode(): orjson.loads(r.value or b"")["IsDeleted"] for r in await inbound(settings, "Contact", bulk=True)}
+    assert {id: rows[id] for id in ids} == {ids[0]: True, ids[1]: False, ids[2]: False}
+    assert closed.rows == len(rows)
+
+
+async def test_a_subscriber_that_was_killed_before_the_repair_repairs_at_its_next_start(settings: Settings, desk: Desk) -> None:
+    flow = flow_for(desk.url)
+    async with subscribed(settings, flow) as task:
+        await connected(desk, task)
+        there = await desk.create("There")
+        await until(lambda: arrived(settings, "Contact"), lambda found: len(found) == 1, task=task)
+    publisher, topics = Publisher(settings), Topics(settings.installation)
+    opened = [Incident(f"gap {n}", "acme/Contact", "gap", "made up", (there,), opened=n) for n in range(3)]
+    opened.append(Incident("other org", "other/Contact", "gap", "made up", (there,)))
+    await publisher.send([incident.output(topics) for incident in opened])
+    await publisher.stop()
+    async with subscribed(settings, flow, start_from=None) as task:
+        closed = await repaired(settings, 3, task)
+    assert [i.calls for i in closed] == [1, 1, 1], "all in one call"
+    assert [i.state for i in (await read_incidents(settings)).values() if i.source == "other/Contact"] == ["open"]
+
+
+async def test_what_cannot_be_read_again_is_a_failed_incident_and_the_others_are_repaired(settings: Settings, desk: Desk) -> None:
+    publisher, topics = Publisher(settings), Topics(settings.installation)
+    await publisher.send([Incident("bad", "acme/Contact", "gap", "made up", ("003'; DROP",), opened=1).output(topics)])
+    await publisher.send([Incident("good", "acme/Contact", "overflow", "made up", opened=2).output(topics)])
+    await publisher.stop()
+    async with subscribed(settings, flow_for(desk.url)) as task:
+        await connected(desk, task)
+        found = await until(lambda: read_incidents(settings), lambda r: all(i.state != "open" for i in r.values()), task=task)
+    assert {i.id: i.state for i in found.values()} == {"bad": "failed", "good": "closed"}
+
+
+def test_a_run_answers_for_what_was_opened_before_it_began_and_reaches_no_further_back() -> None:
+    run = Run(run="r", source="acme/Contact", state="done", by="repair", since=100, started=50)
+    for incident, answered in (((50, 100), True), ((51, 100), False), ((50, 99), False), ((50, 0), False)):
+        opened, since = incident
+        assert answers(run, Incident("i", "acme/Contact", "overflow", "", since=since, opened=opened)) is answered
+    assert not answers(
+        Run(run="r", source="acme/Contact", state="running", since=0, started=50), Incident("i", "s", "overflow", "", opened=1)
+    )
