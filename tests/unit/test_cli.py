@@ -88,7 +88,7 @@ def test_wrong_variables_are_named_without_their_values() -> None:
 
 
 def test_a_kafka_that_is_away_is_told_in_words() -> None:
-    done = headrace("dead-letters", "incidents", KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:9")
+    done = headrace("dead-letters", KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:9")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "Kafka" in done.stderr or "127.0.0.1:9" in done.stderr
 
