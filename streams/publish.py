@@ -8,6 +8,7 @@ import asyncio
 import struct
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 import structlog
@@ -35,6 +36,7 @@ Ends = dict[TopicPartition, int]
 log = structlog.get_logger()
 
 
+@lru_cache(maxsize=1 << 16)  # in Python the hash takes longer than the rest of sending a record, and keys come again
 def partition_of(key: bytes, partitions: int) -> int:
     """The partition Kafka's default partitioner gives a key."""
     length = len(key)
@@ -54,7 +56,9 @@ def batched(outputs: Sequence[Output], partitions: int) -> Batches:
     """Outputs by topic and partition, in order. Raises PermanentError for a record that Kafka would refuse."""
     found: Batches = {}
     for output in outputs:
-        size = len(output.key or b"") + len(output.value or b"") + sum(len(n) + len(v) + 8 for n, v in output.headers) + 64
+        size = len(output.key or b"") + len(output.value or b"") + 64
+        if output.headers:
+            size += sum(len(n) + len(v) + 8 for n, v in output.headers)
         if size > MAX_RECORD:
             raise PermanentError(f"a record of {size:,} bytes for {output.topic} is above Kafka's limit of {MAX_RECORD:,}: make it smaller")
         if (partition := output.partition) is None:

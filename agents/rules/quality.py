@@ -36,8 +36,11 @@ def _required(*names: str) -> Callable[[Body], list[Fault]]:
     return check
 
 
+_named = _required("externalId")
+
+
 def _person(body: Body) -> list[Fault]:
-    faults = _required("externalId")(body)
+    faults = _named(body)
     if not _has(body, "email") and not (_has(body, "firstName") and _has(body, "lastName")):
         found = ", ".join(kind(body.get(name)) for name in ("email", "firstName", "lastName"))
         faults.append(Fault("email", "email required, or firstName and lastName", found))
@@ -48,8 +51,8 @@ REQUIRED: dict[str, Callable[[Body], list[Fault]]] = {
     "person": _person,
     "account": _required("externalId", "name"),
     "opportunity": _required("externalId", "name", "accountExternalId"),
-    "task": _required("externalId"),
-    "case": _required("externalId"),
+    "task": _named,
+    "case": _named,
 }
 """By entity of the map; a plain map has none."""
 

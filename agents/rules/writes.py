@@ -20,6 +20,8 @@ _OPTIONAL = {
     "committed": int,
     "received": int,
 }
+_FIELDS = _REQUIRED | _OPTIONAL
+_OPS = {op.value: op for op in Op}
 _ON_DELETE = frozenset({"tombstone", "delete", "mark", "ignore"})
 
 
@@ -70,19 +72,16 @@ def _plain(write: Write) -> dict[str, Any]:
 def _write(found: Any, *, nested: bool = False) -> Write:
     if not isinstance(found, dict):
         raise WriteFormatError(f"a write is a JSON object, not {type(found).__name__}")
-    for name, kind in _REQUIRED.items():
-        if type(found.get(name)) is not kind:
-            raise WriteFormatError(f"field {name!r} of a write must be of type {kind.__name__}, not {type(found.get(name)).__name__}")
-    fields = {name: found[name] for name in _REQUIRED}
-    for name, kind in _OPTIONAL.items():
-        if (value := found.get(name)) is not None:
-            if type(value) is not kind:
-                raise WriteFormatError(f"field {name!r} of a write must be of type {kind.__name__}, not {type(value).__name__}")
-            fields[name] = value
-    try:
-        fields["op"] = op = Op(found["op"])
-    except ValueError:
-        raise WriteFormatError(f"unknown op {str(found['op'])[:20]!r}: write or release") from None
+    fields = {name: value for name, value in found.items() if value is not None and name in _FIELDS}
+    for name, value in fields.items():
+        if type(value) is not (kind := _FIELDS[name]):
+            raise WriteFormatError(f"field {name!r} of a write must be of type {kind.__name__}, not {type(value).__name__}")
+    if not fields.keys() >= _REQUIRED.keys():
+        name, kind = next((name, kind) for name, kind in _REQUIRED.items() if name not in fields)
+        raise WriteFormatError(f"field {name!r} of a write must be of type {kind.__name__}, not NoneType")
+    if (op := _OPS.get(found["op"])) is None:
+        raise WriteFormatError(f"unknown op {str(found['op'])[:20]!r}: write or release")
+    fields["op"] = op
     if fields["on_delete"] not in _ON_DELETE:
         raise WriteFormatError(f"unknown on_delete {str(fields['on_delete'])[:20]!r}: one of {', '.join(sorted(_ON_DELETE))}")
     body = found.get("body")

@@ -42,7 +42,7 @@ class Size:
 def run_bench(quick: bool, as_json: bool, with_peers: bool, only: str) -> int:
     """Measure, print and write; 1 when a case could not be measured. No figure is judged."""
     exit_on_sigterm()
-    logging.getLogger("aiokafka").setLevel(logging.ERROR)  # new topics have no leader for a moment
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # new topics have no leader for a moment
     console = Console(stderr=True)
     begun = time.monotonic()
 
