@@ -20,7 +20,7 @@ from models.errors import SettingsError, TemporaryError
 from models.flow import Salesforce
 from models.scrub import scrub
 from streams.log import set_up_logging
-from streams.salesforce.oauth import Token, ask, client
+from streams.salesforce.oauth import ask, client
 from streams.salesforce.tokens import Vault, need_vault, print_of
 
 PATIENCE = 300.0
@@ -83,7 +83,8 @@ def run_login(flow_path: Path | None, name: str | None, paste: bool) -> int:
         raise SettingsError(f"connection {connection} logs in by itself: only `flow: web_server` needs this command")
     vault, grant = need_vault(Vault.of(settings), connection), Grant(config)
     print(f"Open this address in a browser, and allow access as the integration user of {connection}:\n\n{grant.url()}\n", flush=True)
-    token = asyncio.run(_granted(connection, grant, paste))
+    answer = pasted() if paste else asyncio.run(called_back(grant))
+    token = asyncio.run(ask(connection, config, grant.form(grant.code(answer))))
     if token.refresh is None:
         raise SettingsError("Salesforce gave no refresh token: add the scope refresh_token (perform requests at any time) to the app")
     seed = config.auth.refresh_token
@@ -92,12 +93,6 @@ def run_login(flow_path: Path | None, name: str | None, paste: bool) -> int:
     who = f", user {token.user}" if token.user else ""
     print(f"{connection}: access to org {token.org}{who} is kept in {vault.path(connection)}; what waits for it goes on within a minute.")
     return 0
-
-
-async def _granted(connection: str, grant: Grant, paste: bool) -> Token:
-    """The tokens. Raises SettingsError (refused, no answer in time), TemporaryError, PausedError (of the token endpoint)."""
-    answer = await asyncio.to_thread(pasted) if paste else await called_back(grant)
-    return await ask(connection, grant.config, grant.form(grant.code(answer)))
 
 
 def pasted() -> str:
@@ -110,7 +105,7 @@ def pasted() -> str:
 
 
 async def called_back(grant: Grant, patience: float = PATIENCE) -> str:
-    """The address that the browser of this machine was sent to: the first that answers this request. Raises SettingsError, TemporaryError."""
+    """The address that the browser of this machine was sent to, of this request only. Raises SettingsError, TemporaryError."""
     found: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     place = urlsplit(grant.config.auth.callback)
 

@@ -106,34 +106,36 @@ class Login:
             self._state.token = None
 
     async def _login(self, state: _State) -> Token:
-        outcome = "failed"
+        token: Token | None = None
         try:
             self._admit(state)
-            token = await (asyncio.to_thread(self._renew, self._vault) if self._vault else self._ask(self._form()))
-            outcome = "ok"
-        except PausedError as error:
-            outcome = "refused"
-            self._refuse(state, error)
-            raise
+            token = await self._asked(state)
         finally:
-            metrics.LOGINS.labels(self.connection, outcome).inc()
-            state.renew_at = self._clock() + AGAIN
-            state.task = None
-            if outcome != "ok" and state.token is not None:
+            state.task, state.renew_at = None, self._clock() + AGAIN
+            if token is None and state.token is not None:
                 log.warning("no new token yet", connection=self.connection, left=round(state.ends - self._clock()))
         now, lifetime = self._clock(), self._config.auth.lifetime
         state.token, state.renew_at, state.ends = token, now + AHEAD * lifetime, now + lifetime
         log.info("logged in", connection=self.connection, instance=token.instance_url, org=token.org)
         if state.refused is not None:
-            log.info("access is back", connection=self.connection)
             state.refused = None
+            log.info("access is back", connection=self.connection)
         return token
 
-    def _refuse(self, state: _State, error: PausedError) -> None:
-        if state.refused is None:
-            log.error("login refused", alert=True, connection=self.connection, reason=scrub(error.reason))
-        if error is not state.refused:
+    async def _asked(self, state: _State) -> Token:
+        outcome = "failed"
+        try:
+            token = await (asyncio.to_thread(self._renew, self._vault) if self._vault else self._ask(self._form()))
+            outcome = "ok"
+        except PausedError as error:
+            outcome = "refused"
+            if state.refused is None:
+                log.error("login refused", alert=True, connection=self.connection, reason=scrub(error.reason))  # noqa: TRY400 - no fault
             state.refused, state.refused_at = error, self._clock()
+            raise
+        finally:
+            metrics.LOGINS.labels(self.connection, outcome).inc()
+        return token
 
     def _admit(self, state: _State) -> None:
         """Raises what was last said while it is too early to ask again."""
