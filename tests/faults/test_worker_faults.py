@@ -1,7 +1,7 @@
-"""Workers that are killed, stopped, added, taken away and renewed under load: nothing lost, one output per event, order kept, nothing stale.
+"""Workers killed, stopped, added, taken away and renewed under load: nothing lost, one output per event, order kept, nothing stale.
 
-Every case feeds raw change events through the real process stage and the real writers into two ledgers, one that compares turns and one that
-cannot, and counts by sequence id (tests/support/fault_bench.py: verify).
+Every case feeds raw change events through the real process stage and the real writers into two ledgers, one that compares turns and one
+that cannot, and counts by sequence id (tests/support/fault_bench.py: verify).
 """
 
 import asyncio
@@ -23,13 +23,12 @@ pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240)]
 async def storm(b: FaultBench, kills: int) -> None:
     """Kill at random moments: while it works, while it starts, while it takes over."""
     worker = b.worker()
-    for kill in range(kills):
-        if kill % 3 == 0:
+    for number in range(kills):
+        if number % 3 == 0:
             await b.more_outputs(b.chance.randrange(1, 800))
         else:
             await asyncio.sleep(b.chance.uniform(0.3, 3.0))
-        worker.send(signal.SIGKILL)
-        await worker.ended(kill + 1)
+        await worker.kill()
 
 
 async def test_a_storm_of_ten_kills_at_random_moments_loses_nothing_and_puts_out_nothing_twice(
@@ -92,8 +91,7 @@ async def die_in_a_call(moment: str, kafka: str, folder: Path, chance: random.Ra
         await b.feed(100)
         for ledger in b.ledgers.values():
             await ledger.caught.wait()
-        worker.send(signal.SIGKILL)
-        await worker.ended(1)
+        await worker.kill()
         for ledger in b.ledgers.values():
             ledger.heal()  # what was underway is done now, and nobody hears of it
         await b.feed(300)

@@ -6,9 +6,11 @@ their changelogs.
 """
 
 import asyncio
+import json
 import random
 import shutil
 import signal
+import sys
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -26,7 +28,7 @@ from streams.publish import Publisher, read_all, read_committed_consumer
 from streams.topics import TABLES, Topics, ensure
 from tests.support.broker import settings_for, topics
 from tests.support.fault_events import MAPS, Events, differences, flow_for
-from tests.support.fault_keeper import HUNG, Hung, Keeper, wait_for
+from tests.support.fault_keeper import HUNG, Command, Hung, Keeper, wait_for
 from tests.support.ledger import Ledger, serving
 from tests.support.ledger_target import sequence_of
 
@@ -69,9 +71,17 @@ class FaultBench:
         environ: Mapping[str, str] | None = None,
     ) -> Keeper:
         """Start a worker and keep it."""
-        keeper = Keeper(self.given, self.settings.state / folder, environ or {})
+        told = self.given(flow or self.flow, self.settings.state / folder) | {"clock": str(clock) if clock else None}
+
+        def command(first: bool) -> list[str]:
+            return [sys.executable, "-m", "tests.support.fault_worker", json.dumps(told | {"points": list(points) if first else []})]
+
+        return self.keep(folder, command, environ)
+
+    def keep(self, name: str, command: Command, environ: Mapping[str, str] | None = None) -> Keeper:
+        """Start any process and keep it."""
+        keeper = Keeper(self.settings.state / name, command, environ or {}).keep()
         self.keepers.append(keeper)
-        keeper.keep(flow or self.flow, points, clock)
         return keeper
 
     async def send(self, outputs: Sequence[Output]) -> None:

@@ -1,20 +1,16 @@
-"""A worker of the fault suite that is started again whenever it ends, as its parent does in life, and what a test does to it."""
+"""A process of the fault suite that is started again whenever it ends, as its parent does in life, and what a test does to it."""
 
 import asyncio
-import json
 import os
 import signal
-import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-from models.flow import Flow
 
 HUNG = 60.0
 ROOT = Path(__file__).parents[2]
-Given = Callable[[Flow, Path], dict[str, Any]]
+Command = Callable[[bool], list[str]]
+"""What to start; True for the first start."""
 
 
 class Hung(Exception):  # noqa: N818 - what happened, not a fault of ours
@@ -31,10 +27,10 @@ async def wait_for(true: Callable[[], Awaitable[bool]], why: Callable[[], str], 
 
 
 class Keeper:
-    """One worker that is started again whenever it ends, as its parent does in life; `extra` is for the first start only."""
+    """One process. `state` is its folder, the log lies beside it; `environ` is added to ours."""
 
-    def __init__(self, given: Given, state: Path, environ: Mapping[str, str]) -> None:
-        self._given, self._environ = given, environ
+    def __init__(self, state: Path, command: Command, environ: Mapping[str, str]) -> None:
+        self._command, self._environ = command, environ
         self.state, self.log = state, state.parent / f"{state.name}.log"
         self.codes: list[int] = []
         self.pids: list[int] = []
@@ -43,29 +39,27 @@ class Keeper:
         self._restarting = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
-    def keep(self, flow: Flow, points: Sequence[Mapping[str, Any]], clock: Path | None) -> None:
+    def keep(self) -> "Keeper":
         """Begin."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.log.touch()
-        self._task = asyncio.create_task(self._keep(flow, points, clock))
+        self._task = asyncio.create_task(self._keep())
+        return self
 
-    async def _keep(self, flow: Flow, points: Sequence[Mapping[str, Any]], clock: Path | None) -> None:
+    async def _keep(self) -> None:
         while True:
             async with self._restarting:
                 if not self._kept:
                     return
-                given = self._given(flow, self.state) | {"points": list(points), "clock": str(clock) if clock else None}
-                points = ()
                 with self.log.open("ab") as out:
-                    command = [sys.executable, "-m", "tests.support.fault_worker", json.dumps(given)]
-                    environ = {**os.environ, **self._environ}
+                    command, environ = self._command(not self.pids), {**os.environ, **self._environ}
                     self.process = await asyncio.create_subprocess_exec(*command, stdout=out, stderr=out, cwd=ROOT, env=environ)
-            self.pids.append(self.process.pid)
+                self.pids.append(self.process.pid)
             self.codes.append(await self.process.wait())
             await asyncio.sleep(0.2)
 
     def __str__(self) -> str:
-        return f"worker {self.state.name} {self.codes}"
+        return f"{self.state.name} {self.codes}"
 
     def end_of_log(self) -> str:
         """For an error."""
@@ -87,6 +81,12 @@ class Keeper:
         with suppress(ProcessLookupError):
             if self.process is not None and self.process.returncode is None:
                 self.process.send_signal(sign)
+
+    async def kill(self) -> None:
+        """kill -9 of the process that runs, or that starts next."""
+        await wait_for(lambda: _true(self.process is not None and self.process.returncode is None), lambda: f"{self} never started")
+        self.send(signal.SIGKILL)
+        await self.ended(len(self.pids))
 
     async def said(self, text: str, times: int = 1) -> None:
         """Wait until its log says so."""

@@ -1,7 +1,7 @@
 """Moments at which a worker of the fault suite dies or stands still, put into its own process from outside; the product knows none of them.
 
 A point is {"at": name, "stage": stage, "after": n, "do": "kill" | "stop"}: at the n-th time that this stage comes by, SIGKILL or SIGSTOP to
-oneself. Names, in the order of a chunk's way:
+oneself. One at "rule" has "for" instead: shaping a record whose id begins so raises. Names, in the order of a chunk's way:
 
 call                  the target's client is about to send its request
 before-output         the handler has its result, nothing of it is sent
@@ -23,6 +23,7 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 
 from agents.outbound import Answer, Outbound
+from agents.rules.ways import Way
 from streams import publish
 from streams.publish import Batches, Ends, TransactionalPublisher
 
@@ -64,7 +65,8 @@ def arm(given: Sequence[Mapping[str, Any]]) -> None:
     """Put the points into this process."""
     if not given:
         return
-    points = Points(given)
+    points = Points([point for point in given if point["at"] != "rule"])
+    raise_for(tuple(point["for"] for point in given if point["at"] == "rule"))
     fill, commit, send_batches, request = (
         TransactionalPublisher._fill,
         TransactionalPublisher._commit,
@@ -98,6 +100,18 @@ def arm(given: Sequence[Mapping[str, Any]]) -> None:
     TransactionalPublisher._commit = committing  # type: ignore[method-assign]
     publish.send_batches = sending
     Outbound.request = requesting  # type: ignore[method-assign]
+
+
+def raise_for(beginnings: tuple[str, ...]) -> None:
+    """A rule that has a fault for some records."""
+    shape = Way.shape
+
+    def shaping(self: Way, values: Mapping[str, Any], record_id: str) -> Any:
+        if beginnings and record_id.startswith(beginnings):
+            raise ZeroDivisionError("a rule that raises")
+        return shape(self, values, record_id)
+
+    Way.shape = shaping  # type: ignore[method-assign]
 
 
 def clock(file: Path | None) -> None:

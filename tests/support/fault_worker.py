@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import agents.worker
 from agents.guard import Guard
@@ -33,7 +33,7 @@ def targets(flow: Flow, installation: str) -> dict[str, TargetLike]:
     found: dict[str, TargetLike] = {}
     for name, target in flow.targets.items():
         if target.type == "ledger":
-            found[name] = Target(name, LedgerOptions.model_validate(target.options), installation)
+            found[name] = cast("TargetLike", Target(name, LedgerOptions.model_validate(target.options), installation))
         else:
             found[name] = make_target(name, target, installation)
     return found

@@ -30,20 +30,24 @@ async def main(given: dict[str, Any]) -> None:
         await run_snapshot(settings, flow, given["source"], FIELDS[given["source"]], stop=stop, **options)
 
 
-async def start(settings: Settings, flow: Flow, what: str, *, source: str = "", log: Path, **options: Any) -> asyncio.subprocess.Process:
-    """Start one; its log goes to a file."""
+def command(settings: Settings, flow: Flow, what: str, *, source: str = "", **options: Any) -> list[str]:
+    """The command line of one."""
     named = {
         "KAFKA_BOOTSTRAP_SERVERS": settings.kafka,
         "HEADRACE_INSTALLATION": settings.installation,
         "HEADRACE_PARTITIONS": settings.partitions,
+        "HEADRACE_SESSION_TIMEOUT": settings.session_timeout,
     }
     shown = flow.model_dump(mode="json", by_alias=True)
     shown["connections"]["acme"]["auth"]["client_secret"] = flow.connections["acme"].auth.client_secret.get_secret_value()  # type: ignore[union-attr]
     given = {"settings": named, "flow": shown, "what": what, "source": source, "options": options}
+    return [sys.executable, "-m", "tests.support.subscriber_process", orjson.dumps(given).decode()]
+
+
+async def start(settings: Settings, flow: Flow, what: str, *, source: str = "", log: Path, **options: Any) -> asyncio.subprocess.Process:
+    """Start one; its log goes to a file."""
     with log.open("ab") as out:
-        return await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tests.support.subscriber_process", orjson.dumps(given).decode(), stdout=out, stderr=out
-        )
+        return await asyncio.create_subprocess_exec(*command(settings, flow, what, source=source, **options), stdout=out, stderr=out)
 
 
 async def end(process: asyncio.subprocess.Process, kill: bool = False) -> int:

@@ -1,0 +1,49 @@
+"""A broker that is killed, restarted and away: what was fed is not lost, what was put out is not put out twice."""
+
+import asyncio
+import os
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from deploy.local import LocalServices
+from deploy.local.services import KAFKA_VARIABLE
+from tests.support.fault_bench import fault_bench
+
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240)]
+
+
+@pytest.fixture
+async def services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalServices]:
+    """A broker of this test's own, which it may kill."""
+    monkeypatch.delenv(KAFKA_VARIABLE, raising=False)
+    assert KAFKA_VARIABLE not in os.environ
+    found = LocalServices(tmp_path / "services", temporary=True)
+    await asyncio.to_thread(found.start, kafka=True, postgres=False)
+    try:
+        yield found
+    finally:
+        await asyncio.to_thread(found.stop)
+
+
+@pytest.mark.parametrize("seconds", [10.0, pytest.param(60.0, marks=[pytest.mark.slow, pytest.mark.timeout(400)])])
+async def test_a_broker_killed_and_restarted_and_away_for_a_while_loses_nothing_and_doubles_nothing(
+    services: LocalServices, tmp_path: Path, chance: random.Random, seconds: float
+) -> None:
+    async with fault_bench(services.kafka.bootstrap, tmp_path / "bench", chance) as b:
+        one, two = b.worker("one"), b.worker("two")
+        await one.said("partitions taken over")
+        await two.said("partitions taken over")
+        for end, away in ((services.kafka.kill, 0.0), (services.kafka.stop, seconds)):
+            await b.feed(1500, rate=5000)  # a backlog: the broker goes while they work
+            await b.more_outputs(chance.randrange(1, 300))
+            await asyncio.to_thread(end)
+            await asyncio.sleep(away)
+            await asyncio.to_thread(services.kafka.start)
+            await b.feed(300)
+            await b.outputs_reach(2 * len(b.events.sent.once))
+        await b.verify()
+        b.facts["exits"] = {keeper.state.name: keeper.codes for keeper in b.keepers}
+        print(b.facts["exits"])
