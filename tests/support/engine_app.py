@@ -55,7 +55,7 @@ def stage(
     ways = [names(settings, source) for source in ("x", *more)]
     calls = Calls("toy", Toy("toy", ToyOptions(), "t"), {}, Guard("count", "toy"), 5.0)
 
-    async def act(do: str | None, partition: Partition) -> str:
+    async def act(do: str | None, partition: Partition) -> None:
         if do == "hang" and not bold:
             await asyncio.Event().wait()
         if do == "kill":
@@ -67,23 +67,25 @@ def stage(
         if do == "wait":
             partition.waiting("a test", time.monotonic() + 3 * patience)
             await asyncio.sleep(2 * patience)
-        if do == "call":
-            (result,) = await calls.write([EFFECT], partition)
-            return str(result.id)
-        return ""
+
+    async def call(partition: Partition) -> str | None:
+        (result,) = await calls.write([EFFECT], partition)
+        return result.id
 
     async def count(chunk: Chunk, partition: Partition) -> Result:
         """Counts keys."""
         said = [json.loads(r.value or b"") for r in chunk.records]
         does: list[str | None] = [s.get("do") for s in said]
-        ats = {do: await act(do, partition) for do in dict.fromkeys(does)}
+        for do in dict.fromkeys(does):
+            await act(do, partition)
         keys = list(dict.fromkeys(r.key or b"" for r in chunk.records))
         known = dict(zip(keys, (int(v or b"0") for v in partition.store("records").get_many(keys)), strict=True))
         outputs = []
         for record, value, do in zip(chunk.records, said, does, strict=True):
             known[record.key or b""] += 1
             body = {"seq": value["seq"], "n": known[record.key or b""], "lane": "bulk" if chunk.topic.endswith(".bulk") else "live"}
-            body |= {"share": partition.share(), "pid": os.getpid(), "at": ats[do], "pad": "x" * (MAX_RECORD if do == "large" else 0)}
+            body |= {"share": partition.share(), "pid": os.getpid(), "pad": "x" * (MAX_RECORD if do == "large" else 0)}
+            body["at"] = await call(partition) if do == "call" else None
             outputs.append(Output(out, record.key, json.dumps(body).encode(), partition=record.partition))
         if "stop" in does and not bold:
             stop_before_commit()
