@@ -18,7 +18,7 @@ from models.errors import SettingsError, TemporaryError
 from models.flow import Flow
 
 COMMANDS = [
-    "worker", "subscribe", "receive", "snapshot", "check", "status", "dead-letters", "incidents", "redrive", "adopt", "accept-loss", "replay",
+    "login", "worker", "subscribe", "receive", "snapshot", "check", "status", "dead-letters", "incidents", "redrive", "adopt", "accept-loss", "replay",
     "demo", "bench", "soak", "test", "sandbox",
 ]  # fmt: skip
 
