@@ -222,6 +222,17 @@ async def test_a_new_refresh_token_in_the_flow_file_wins_over_the_kept_one_and_a
     assert endpoint.forms[2]["refresh_token"] == "second"
 
 
+async def test_one_login_seals_a_kept_token_anew_when_the_key_changed(
+    endpoint: Endpoint, clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    old, new = b"o" * 32, b"n" * 32
+    with Vault(tmp_path, "t", Keys(old)).held("acme") as held:
+        held.keep("granted")
+    plain = config("web_server", refresh_token=None)
+    await login(endpoint, clock, monkeypatch, plain, vault=Vault(tmp_path, "t", Keys(new, old))).token()
+    assert kept(Vault(tmp_path, "t", Keys(new))) == "granted"
+
+
 async def test_without_any_grant_the_connection_waits_for_headrace_login(
     endpoint: Endpoint, clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
