@@ -7,7 +7,7 @@ records, an incident (it says that something changed, not what), dead letters, o
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -73,6 +73,21 @@ def replay_of(message: Any) -> int | None:
     return found if type(found) is int and found >= 0 else None
 
 
+def in_order(messages: Sequence[Any]) -> list[Any]:
+    """By position; what has none comes first."""
+    return sorted(messages, key=lambda m: -1 if (p := replay_of(m)) is None else p)
+
+
+def parts(messages: Sequence[Any], most: int) -> Iterator[list[Any]]:
+    """A poll in order of position, cut into parts of at most `most` messages.
+
+    Ordered before it is cut: a long reply out of order once moved the position with its first part, and the rest of it was taken for repeats.
+    """
+    ordered = in_order(messages)
+    for start in range(0, len(ordered), most):
+        yield ordered[start : start + most]
+
+
 class Intake:
     """Turns polls of one channel into plans. Holds the position as of the last plan made; the caller restores it when a plan is given up.
 
@@ -88,9 +103,9 @@ class Intake:
         self._now = 0
 
     def plan(self, messages: Sequence[Any], now_ms: int) -> Plan:
-        """Outputs of a poll in order of position (replies need not be in order); moves `position`."""
+        """Outputs of one part of a poll, in order of position; moves `position`."""
         plan, self._now = Plan(), now_ms
-        for message in sorted(messages, key=lambda m: -1 if (p := replay_of(m)) is None else p):
+        for message in in_order(messages):
             self._one(plan, message)
         return plan
 

@@ -27,7 +27,7 @@ from streams.salesforce.auth import Login, Token
 from streams.salesforce.cometd import PositionRefusedError, Session, SessionLostError
 from streams.salesforce.incidents import Cause, Incident
 from streams.salesforce.leader import Leadership
-from streams.salesforce.messages import BUFFER_SECONDS, Intake, Plan
+from streams.salesforce.messages import BUFFER_SECONDS, Intake, Plan, parts
 from streams.salesforce.positions import Position, Start, channel_of, output, position_key, read_positions
 from streams.salesforce.repair import Repairs
 from streams.salesforce.rest import Rest
@@ -237,8 +237,8 @@ class _Channel:
                 self._beside = asyncio.create_task(self._make_up())
             while True:
                 batch = await self._next(session)
-                for start in range(0, len(batch), EVENTS):
-                    await self._take(intake, batch[start : start + EVENTS])
+                for part in parts(batch, EVENTS):
+                    await self._take(intake, part)
                 self._backoff.reset()
         finally:
             await session.close()

@@ -13,7 +13,7 @@ from models.errors import FatalError
 from streams.publish import MAX_RECORD
 from streams.salesforce.cometd import loads
 from streams.salesforce.incidents import parse_incident
-from streams.salesforce.messages import Intake, Plan, dump, id18
+from streams.salesforce.messages import Intake, Plan, dump, id18, parts
 from streams.salesforce.positions import Position
 from streams.topics import Topics
 from tests.support.salesforce import change
@@ -90,6 +90,17 @@ def test_enriched_siblings_with_one_replay_id_all_come_in_also_over_two_polls() 
 def test_a_reply_out_of_order_is_put_in_order() -> None:
     messages = [change(A, second=1001, replay=n) for n in (105, 103, 104)]
     assert [p for _, _, p, _ in records(intake().plan(messages, 0))] == [103, 104, 105]
+
+
+@given(st.lists(st.integers(101, 140), min_size=1, max_size=60), st.integers(1, 9), st.randoms())
+def test_a_long_reply_in_any_order_with_repeats_is_kept_whole_however_it_is_cut(positions: list[int], most: int, chance: Any) -> None:
+    messages = [change(A, second=1000 + p, replay=p) for p in positions]
+    chance.shuffle(messages)
+    at, kept = intake(), []
+    for part in parts(messages, most):
+        assert len(part) <= most
+        kept += [p for _, _, p, _ in records(at.plan(part, 0))]
+    assert kept == sorted(set(positions))
 
 
 def test_before_the_first_position_what_is_older_than_the_start_is_dropped_without_becoming_a_position() -> None:
