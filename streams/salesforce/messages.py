@@ -81,7 +81,7 @@ def in_order(messages: Sequence[Any]) -> list[Any]:
 def parts(messages: Sequence[Any], most: int) -> Iterator[list[Any]]:
     """A poll in order of position, cut into parts of at most `most` messages.
 
-    Ordered before it is cut: a long reply out of order once moved the position with its first part, and the rest of it was taken for repeats.
+    Ordered before it is cut: a long reply out of order once moved the position with its first part, and the rest was taken for repeats.
     """
     ordered = in_order(messages)
     for start in range(0, len(ordered), most):
