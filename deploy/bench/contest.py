@@ -9,7 +9,6 @@ from typing import Any
 
 import orjson
 
-from deploy.bench import byhand
 from deploy.bench.place import Place, Record, differences
 from deploy.bench.racer import Racer
 from deploy.bench.spec import Spec
@@ -39,9 +38,8 @@ class Entry:
     envelope: bytes = b"%s"
     work: Work = field(default_factory=lambda: Work([]))
     loaded: Counter[int] = field(default_factory=Counter)
-    sent: list[Event] = field(default_factory=list)
+    sent: Counter[int] = field(default_factory=Counter)
     round: int = -1
-    counted: tuple[int, int, dict[str, byhand.State]] = (0, 0, {})
     figures: dict[str, Any] = field(default_factory=dict)
 
 
@@ -53,7 +51,7 @@ async def contest(entries: Sequence[Entry], place: Place, ids: int, rounds: int,
     marks = marker_ids(place)
     try:
         for entry in entries:
-            entry.work = Work([*(record_id(number) for number in range(ids)), *marks])
+            entry.work = Work([*(record_id(number) for number in range(ids)), *marks], keep_rows=entry.flat)
             entry.figures = {"events_per_second": [], "cpu_us_per_event": []}
             entry.racer.start()
             await _load(entry, place, entry.work.create() + entry.work.marks(marks, "0"))
@@ -101,7 +99,8 @@ def records(entry: Entry, events: Sequence[Event]) -> list[Record]:
 async def _load(entry: Entry, place: Place, events: list[Event]) -> None:
     await place.load(entry.spec.source, records(entry, events))
     entry.loaded.update(place.partition(event.id.encode()) for event in events)
-    entry.sent += events
+    if entry.check is same_records:
+        entry.sent.update(hash(event.value) for event in events)
     entry.round += 1
 
 
@@ -121,9 +120,9 @@ async def committed(entry: Entry, place: Place) -> bool:
 
 
 async def sent_on(entry: Entry, place: Place) -> bool:
-    """Every output is in the topic (for stock Faust, which commits only now and then)."""
-    wanted = entry.loaded.total() if entry.spec.mode == "pass" else _outputs(entry)
-    return sum((await place.ends(entry.spec.out)).values()) >= wanted
+    """The markers are at the end of the out topic (for stock Faust, which commits only now and then, and may send an event twice)."""
+    text = f'"{MARK} {entry.round}"'.encode()
+    return len({key for key, value in await place.tail(entry.spec.out) if text in value}) == MARKS
 
 
 async def marked(entry: Entry, place: Place) -> bool:
@@ -131,21 +130,10 @@ async def marked(entry: Entry, place: Place) -> bool:
     return await place.marked(entry.spec.schema, f"{MARK} {entry.round}") == MARKS
 
 
-def _outputs(entry: Entry) -> int:
-    """How often the step by hand says something new; only new events are counted."""
-    start, outputs, states = entry.counted
-    for event in entry.sent[start:]:
-        if (done := byhand.step(event.value, event.id, states.get(event.id))) is not None:
-            states[event.id] = done[0]
-            outputs += 1
-    entry.counted = (len(entry.sent), outputs, states)
-    return outputs
-
-
 async def same_records(entry: Entry, place: Place) -> dict[str, int]:
     """The out topic holds exactly what the in-topic does."""
-    wanted = Counter(event.value for event in entry.sent)
-    found = Counter(record.value for record in await place.read(entry.spec.out))
+    found = Counter(hash(record.value) for record in await place.read(entry.spec.out))
+    wanted = entry.sent
     return {"compared": wanted.total(), "missing": (wanted - found).total(), "unexpected": (found - wanted).total()}
 
 

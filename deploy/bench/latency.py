@@ -25,7 +25,8 @@ FLOW = Path(__file__).parent / "sandbox.yaml"
 TABLES = ("person", "account", "opportunity")
 RATES = (50, 100, 200, 400, 800, 1600)
 """Transactions a second; one has about 1.1 changes."""
-SUSTAINED_MS, SETTLE_SECONDS = 1000.0, 10.0
+SUSTAINED_MS, SETTLE_SECONDS = 500.0, 15.0
+"""Median above which events pile up."""
 CROWD = 20_000
 """Events that fall upon one partition at once."""
 
@@ -83,7 +84,7 @@ async def latency(place: Place, folder: Path, seconds: float, say: Progress) -> 
             best = 0
             for rate in RATES:
                 held, found = await asyncio.to_thread(_hold, samples, database, rate, min(seconds, 5.0))
-                say(f"{rate} transactions/s: {'sustained' if held else 'not sustained'}, p99 {found['p99']} ms")
+                say(f"{rate} transactions/s: {'sustained' if held else 'not sustained'}, p50 {found['p50']} ms, p99 {found['p99']} ms")
                 if not held:
                     break
                 best = rate
@@ -146,7 +147,7 @@ def _hold(
     made = said["done"] >= said["wanted"] * 0.95
     _until(lambda: _settled(samples, database), SETTLE_SECONDS)
     found = percentiles([ms for _, ms in samples.found])
-    return made and found["p99"] is not None and found["p99"] < SUSTAINED_MS, found
+    return made and found["p50"] is not None and found["p50"] < SUSTAINED_MS, found
 
 
 def _settled(samples: Samples, database: psycopg.Connection) -> bool:

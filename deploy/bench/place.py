@@ -13,6 +13,7 @@ from deploy.bench.work import COLUMNS, Row
 from streams.publish import partition_of
 
 PARTITIONS = 4
+TAIL = 50
 Headers = list[tuple[str, bytes]]
 Record = tuple[bytes, bytes, Headers]
 """Key, value, headers."""
@@ -97,6 +98,20 @@ class Place:
         """End of the log by partition, for a reader of what is committed."""
         parts = [TopicPartition(topic, number) for number in range(PARTITIONS)]
         return {tp.partition: offset for tp, offset in (await self._looks.end_offsets(parts)).items()}
+
+    async def tail(self, topic: str) -> list[tuple[bytes, bytes]]:
+        """Keys and values of the last `TAIL` records of each partition (of a topic without transactions)."""
+        ends = await self.ends(topic)
+        left = {TopicPartition(topic, number) for number, end in ends.items() if end}
+        self._looks.assign(list(left))
+        for tp in left:
+            self._looks.seek(tp, max(0, ends[tp.partition] - TAIL))
+        found: list[tuple[bytes, bytes]] = []
+        while left:
+            for records in (await self._looks.getmany(*left, timeout_ms=100)).values():
+                found += [(record.key, record.value) for record in records]
+            left = {tp for tp in left if await self._looks.position(tp) < ends[tp.partition]}
+        return found
 
     async def committed(self, group: str, topic: str) -> dict[int, int]:
         """Next offset of a group by partition."""

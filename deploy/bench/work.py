@@ -40,12 +40,18 @@ class Event(NamedTuple):
 
 @dataclass
 class Work:
-    """A stream of events of the records `ids`: `create` comes first, then any number of `updates` and `marks`."""
+    """A stream of events of the records `ids`: `create` comes first, then any number of `updates` and `marks`.
+
+    Events are made in the order of their positions, so the truth is simply the last made of each field.
+    keep_rows   for `flat_rows`
+    """
 
     ids: Sequence[str]
     seed: int = 1
+    keep_rows: bool = False
     _position: int = 0
-    _said: list[tuple[int, str, Row]] = field(default_factory=list)
+    _known: dict[str, Row] = field(default_factory=dict)
+    _rows: dict[int, Row] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._rng = random.Random(self.seed)
@@ -75,19 +81,12 @@ class Work:
 
     def truth(self) -> dict[str, Row]:
         """By id the row a target must hold: all events so far, in order of their position."""
-        known: dict[str, Row] = {}
-        for _, id, body in sorted(self._said, key=lambda said: said[0]):
-            known.setdefault(id, {"Id": id}).update(flat(body))
-        return {id: row(values) for id, values in known.items()}
+        return {id: row(values) for id, values in self._known.items()}
 
     def flat_rows(self, events: Iterable[Event]) -> list[tuple[Event, Row]]:
-        """For peers that cannot merge: each event with the whole row as it was after it, in the order of the events."""
-        known: dict[str, Row] = {}
-        after: dict[int, Row] = {}
-        for position, id, body in sorted(self._said, key=lambda said: said[0]):
-            known.setdefault(id, {"Id": id}).update(flat(body))
-            after[position] = row(known[id])
-        return [(event, after[event.position]) for event in events]
+        """For peers that cannot merge: each event with the whole row as it was after it, in the order of the events. Forgets them."""
+        rows, self._rows = self._rows, {}
+        return [(event, rows[event.position]) for event in events]
 
     def _create(self, number: int, id: str) -> Event:
         body = {
@@ -127,7 +126,10 @@ class Work:
             "data": {"schema": _SCHEMA, "payload": payload, "event": {"replayId": position, "EventApiName": "ContactChangeEvent"}},
             "channel": "/data/ChangeEvents",
         }
-        self._said.append((position, id, body))
+        known = self._known.setdefault(id, {"Id": id})
+        known.update(flat(body))
+        if self.keep_rows:
+            self._rows[position] = row(known)
         return Event(id, position, orjson.dumps(message))
 
 
