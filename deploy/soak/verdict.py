@@ -140,7 +140,7 @@ def signups(database: psycopg.Connection, accepted: dict[str, str]) -> list[str]
 
 
 def unfinished(rig: Rig) -> list[str]:
-    """Hops that still hold something after a while of quiet."""
+    """Hops that still hold something after a while of quiet, and incidents that were not repaired."""
     waiting: dict[str, int] = {}
 
     def quiet() -> bool:
@@ -151,6 +151,7 @@ def unfinished(rig: Rig) -> list[str]:
             for hop in status["hops"]
             if hop["stage"] != "receive" and (hop["lag"] is None or hop["lag"] or hop["bulk_lag"])
         }
+        waiting |= {f"incident {each['id']}": 1 for each in _answer(rig, "incidents", "--open")}
         return not waiting and not status["unknown"]
 
     try:
@@ -195,9 +196,9 @@ def split_latency(latency: Latency, struck: Sequence[Struck]) -> tuple[list[floa
     return sides
 
 
-def _answer(rig: Rig, command: str) -> Any:
+def _answer(rig: Rig, command: str, *more: str) -> Any:
     """The JSON a looking command prints, before what else it may say. Raises LocalServiceError."""
-    code, printed = rig.command(command, "--json")
+    code, printed = rig.command(command, *more, "--json")
     try:
         return json.JSONDecoder().raw_decode(printed)[0]
     except ValueError:
