@@ -192,8 +192,13 @@ class Disk:
         self._open()
 
     def close(self) -> None:
-        if self._db is not None:
-            self._db.close()
+        try:
+            if self._db is not None:
+                self._db.close()
+        except rocksdict.DbClosedError:
+            pass
+        except Exception as error:
+            raise self._failed(error) from error
 
 
 class TableStore:
