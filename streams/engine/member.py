@@ -31,7 +31,7 @@ class Member:
 
     async def leave_for_predecessor(self, client: AIOKafkaClient) -> None:
         """Leave in the name of the dead member; where Kafka does not answer, its session timeout does the same later."""
-        if not self._path.exists() or not (member_id := self._path.read_text()):
+        if not (member_id := self._remembered()):
             return
         try:
             async with asyncio.timeout(PATIENCE):
@@ -42,3 +42,10 @@ class Member:
         except (KafkaError, TimeoutError) as error:
             log.warning("the group waits for the process before until its session is over", reason=type(error).__name__)
         self.forget()
+
+    def _remembered(self) -> str:
+        """Empty where nobody was remembered, or in a file that can no longer be read."""
+        try:
+            return self._path.read_text(encoding="ascii")
+        except (OSError, ValueError):
+            return ""
