@@ -53,6 +53,7 @@ class Salesforce(Part):
     version: str = Field(default="67.0", pattern=r"^v?[0-9]{2,3}\.0$")
     auth: Auth
     channels: tuple[str, ...] = ("/data/ChangeEvents",)
+    api_share: float = Field(default=0.8, gt=0, le=1, description="fraction of the org's API calls of a day that a process may use")
     silence: float = Field(default=300.0, gt=0, description="seconds without any reply of the server before the session is given up")
 
     @field_validator("version")

@@ -18,6 +18,7 @@ from models.errors import PausedError, TemporaryError
 from models.flow import Auth, Salesforce
 from models.scrub import scrub
 from streams import metrics
+from streams.salesforce.limits import Budget
 from streams.salesforce.oauth import Token as Token
 from streams.salesforce.oauth import ask, form_of, refresh_form
 from streams.salesforce.oauth import parse_token as parse_token
@@ -53,6 +54,7 @@ class _State:
     refused: PausedError | None = None
     refused_at: float = 0.0
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=BURST))
+    budget: Budget | None = None
 
 
 _Key = tuple[str, str, Auth, Path]
@@ -87,6 +89,14 @@ class Login:
     def _state(self) -> _State:
         ours = _states.setdefault(asyncio.get_running_loop(), {})
         return ours.setdefault((self.connection, self._config.url, self._config.auth, self._folder), _State())
+
+    @property
+    def budget(self) -> Budget:
+        """The calls of this connection in this process, whoever makes them."""
+        state = self._state
+        if state.budget is None:
+            state.budget = Budget(self.connection, self._config.api_share)
+        return state.budget
 
     async def token(self) -> Token:
         """The cached token, or a new one. Raises TemporaryError (network, rate limit), PausedError (refused), SettingsError (key file)."""
