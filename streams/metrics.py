@@ -17,6 +17,9 @@ LAST_ANSWER = Gauge("headrace_last_answer_timestamp_seconds", "When Salesforce l
 RESUBSCRIBED = Counter("headrace_resubscriptions_total", "Sessions given up and begun anew", ["connection", "channel", "cause"])
 LOGINS = Counter("headrace_logins_total", "Logins by outcome", ["connection", "outcome"])
 API_CALLS = Counter("headrace_api_calls_total", "REST calls to the source by purpose and outcome", ["connection", "purpose", "outcome"])
+API_HELD = Counter("headrace_api_calls_held_total", "REST calls not made, to stay within limits", ["connection", "purpose"])
+API_STEP = Gauge("headrace_api_step", "0 normal, 1 no optional re-reads, 2 batch, 3 poll, 4 stop", ["connection"])
+LIMIT_LEFT = Gauge("headrace_limit_remaining", "What is left of a limit of the org, as it last said", ["connection", "limit"])
 SNAPSHOT_ROWS = Counter("headrace_snapshot_rows_total", "Rows read by snapshots", ["connection", "sobject"])
 
 # processing

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -24,12 +25,15 @@ from models.flow import Salesforce
 from models.scrub import scrub
 from streams import metrics
 from streams.salesforce.auth import Login, Token, second_of
+from streams.salesforce.limits import DAILY_CALLS, LimitReachedError, refused_for_a_limit
 
 Row = dict[str, Any]
 TIMEOUT = (10.0, 130.0)
 """Seconds to connect, seconds without a byte. Salesforce ends a query after 120 s."""
 IDS_PER_CALL = 200
 PAGE = 2000
+FIRST_LOOK, LOOK_SECONDS = 30.0, 600.0
+"""Seconds to the first look at the limits, and between two."""
 URI_BYTES = 14_000
 """Salesforce refuses a URI above 16,384 bytes; headers count in some places."""
 
@@ -72,8 +76,8 @@ def classify(status: int, content: Any) -> HeadraceError:
     code = str(found.get("errorCode") or found.get("error") or found.get("statusCode") or "")
     message = scrub(str(found.get("message") or found.get("error_description") or ""), 300)
     said = f"Salesforce answered {status}{f' {code}' if code else ''}{f': {message}' if message else ''}"
-    if code == "REQUEST_LIMIT_EXCEEDED":
-        return TemporaryError(f"{said}; waiting for the org's request limit", retry_after=120.0 if "Concurrent" in message else 900.0)
+    if (limit := refused_for_a_limit(code, message)) is not None:
+        return limit
     if any(lock in f"{code} {message}" for lock in LOCKS):
         return TemporaryError(said, whole=False)
     if code in RETRY or code.startswith("TXN_SECURITY"):
@@ -159,33 +163,60 @@ class Rest:
     async def limits(self) -> Row:
         """Limits of the org by name."""
         body, _ = await self._get("limits", "limits")
+        self._login.budget.told(body)
+        for name, limit in self._login.budget.limits.items():
+            metrics.LIMIT_LEFT.labels(self.connection, name).set(limit.left)
         return body
+
+    async def watch_limits(self) -> None:
+        """Look at them for ever, for the forecast and those who watch it."""
+        while True:
+            await asyncio.sleep(FIRST_LOOK if not self.calls["limits"] else LOOK_SECONDS)
+            with suppress(TemporaryError, PausedError, PermanentError):
+                await self.limits()
 
     async def _get(self, path: str, purpose: str) -> tuple[Row, int]:
         """Body and the source's clock. A 401 gets one new token, once."""
-        outcome = "failed"
+        token = await self._login.token()
         try:
-            token = await self._login.token()
-            try:
-                found = await asyncio.to_thread(self._call, token, path)
-            except _ExpiredError:
-                self._login.reject(token)
-                token = await self._login.token()
-                try:
-                    found = await asyncio.to_thread(self._call, token, path)
-                except _ExpiredError:
-                    self._login.reject(token)
-                    raise TemporaryError(f"Salesforce does not accept a token of {self.connection} that it has just given") from None
+            return await self._admitted(token, path, purpose)
+        except _ExpiredError:
+            self._login.reject(token)
+        token = await self._login.token()
+        try:
+            return await self._admitted(token, path, purpose)
+        except _ExpiredError:
+            self._login.reject(token)
+            raise TemporaryError(f"Salesforce does not accept a token of {self.connection} that it has just given") from None
+
+    async def _admitted(self, token: Token, path: str, purpose: str) -> tuple[Row, int]:
+        """One call, if the limits guard lets it through."""
+        budget, header, outcome = self._login.budget, None, "failed"
+        try:
+            budget.admit(purpose)
+        except LimitReachedError:
+            metrics.API_HELD.labels(self.connection, purpose).inc()
+            raise
+        self.calls[purpose] += 1
+        try:
+            body, second, header = await asyncio.to_thread(self._call, token, path)
             outcome = "ok"
         except (PermanentError, PausedError):
             outcome = "refused"
             raise
+        except LimitReachedError as error:
+            outcome = "limit"
+            budget.refused(error)
+            raise
         finally:
-            self.calls[purpose] += 1
+            budget.heard(header, ok=outcome in ("ok", "refused"))
             metrics.API_CALLS.labels(self.connection, purpose, outcome).inc()
-        return found
+            metrics.API_STEP.labels(self.connection).set(budget.step)
+            if budget.left is not None:
+                metrics.LIMIT_LEFT.labels(self.connection, DAILY_CALLS).set(budget.left)
+        return body, second
 
-    def _call(self, token: Token, path: str) -> tuple[Row, int]:
+    def _call(self, token: Token, path: str) -> tuple[Row, int, str | None]:
         client = self._client(token)
         url = f"{token.instance_url}{path}" if path.startswith("/") else f"{client.base_url}{path}"
         try:
@@ -205,7 +236,7 @@ class Rest:
         if not isinstance(body, dict):
             raise TemporaryError(f"Salesforce answered with an odd body ({type(body).__name__})")
         second = second_of(reply.headers.get("Date"))
-        return body, int(time.time()) if second is None else second
+        return body, int(time.time()) if second is None else second, reply.headers.get("Sforce-Limit-Info")
 
     def _client(self, token: Token) -> Client:
         with self._making:

@@ -108,6 +108,7 @@ async def run_subscriber(
     backoff = Backoff(pause=pause_seconds)
     context = Context(settings, flow, connection, config, fields, login, rest, start_from, snapshot, backoff, health)
     tasks = {asyncio.create_task(_Channel(context, channel).run(), name=channel) for channel in config.channels}
+    tasks.add(asyncio.create_task(rest.watch_limits()))
     waiting = asyncio.create_task(stop.wait())
     try:
         done, _ = await asyncio.wait({waiting, *tasks}, return_when=asyncio.FIRST_COMPLETED)
