@@ -76,6 +76,7 @@ def create_app(settings: Settings, stages: Sequence[Stage], backend: Callable[[s
     folder = StateFolder(settings.state)
     app = App(
         settings.installation,
+        env={},  # else Faust takes its settings from the environment before ours: BROKER_URL=kafka://… would put its own transport back
         broker=[f"headrace://{address}" for address in settings.kafka.split(",")],
         PartitionAssignor=Assignor,
         TableManager=TableManager,
