@@ -115,6 +115,16 @@ def soak(rig: Rig, report: Report, say: Callable[[str], None]) -> None:
             stop.set()
             enough.set()
             resume_all(rig)
+    try:
+        finish(rig, report, after, sender, latency, say)
+    finally:
+        report.calm, report.faulty = split_latency(latency, report.struck)
+        report.ended, wrong = processes(rig, NAMES, report.struck)
+        report.problems += wrong
+
+
+def finish(rig: Rig, report: Report, after: int, sender: Sender, latency: Latency, say: Callable[[str], None]) -> None:
+    """Mend what is broken, let everything come through, judge."""
     mended = time.monotonic()
     rig.ask("DELETE", "/sandbox/faults")
     rig.ask("DELETE", "/sandbox/faults", target="iterable")
@@ -129,9 +139,6 @@ def soak(rig: Rig, report: Report, say: Callable[[str], None]) -> None:
         judge(report, rig, database, after, sender.accepted, SETTLE_SECONDS)
         report.settled_seconds = round(time.monotonic() - mended, 1)
         latency.look(database)
-    report.calm, report.faulty = split_latency(latency, report.struck)
-    report.ended, wrong = processes(rig, NAMES, report.struck)
-    report.problems += wrong
 
 
 def strike(

@@ -19,4 +19,4 @@ class Nobody:
 async def test_without_a_member_id_that_can_be_read_nobody_is_asked_and_the_start_goes_on(damaged: bytes | None, tmp_path: Path) -> None:
     if damaged is not None:
         (tmp_path / "member").write_bytes(damaged)
-    await Member(tmp_path, "group").leave_for_predecessor(Nobody())  # type: ignore[arg-type]
+    await Member(tmp_path, "group").leave_for_predecessor(Nobody())
