@@ -245,7 +245,7 @@ def test_aggregates_count_and_name_the_extremes(org: Org) -> None:
     live = [r for r in org.store.tables["Contact"].rows.values() if not r["IsDeleted"]]
     (record,) = found(org, "SELECT COUNT(Id) n, MAX(SystemModstamp) FROM Contact")
     newest = max(r["SystemModstamp"] for r in live)
-    assert record == {"attributes": {"type": "AggregateResult"}, "n": len(live), "expr1": newest[:-1] + "+0000"}
+    assert record == {"attributes": {"type": "AggregateResult"}, "n": len(live), "expr0": newest[:-1] + "+0000"}
     assert query.run(org.store, "SELECT count() FROM Contact", API).total == len(live)
 
 
@@ -255,3 +255,88 @@ def test_dates_are_compared_as_moments_whatever_their_zone(org: Org) -> None:
     assert row["Id"] in ids(org, f"SELECT Id FROM Contact WHERE CreatedDate = {utc}Z")
     assert row["Id"] in ids(org, f"SELECT Id FROM Contact WHERE CreatedDate = {utc}+00:00")
     assert row["Id"] not in ids(org, f"SELECT Id FROM Contact WHERE CreatedDate = {utc}+01:00")
+
+
+def test_a_range_of_ids_is_counted_with_its_newest_stamp_and_an_empty_one_has_none(org: Org) -> None:
+    rows = org.store.tables["Contact"].rows
+    order = sorted(rows)
+    low, high = order[20], order[90]
+    inside = [rows[i]["SystemModstamp"] for i in order[20:90] if not rows[i]["IsDeleted"]]
+    text = "SELECT COUNT(Id), MAX(SystemModstamp) FROM Contact WHERE Id >= '{}' AND Id < '{}'"
+    (record,) = found(org, text.format(low, high))
+    assert record == {"attributes": {"type": "AggregateResult"}, "expr0": len(inside), "expr1": max(inside)[:-1] + "+0000"}
+    (none,) = found(org, text.format(high, low))
+    assert (none["expr0"], none["expr1"]) == (0, None)
+
+
+@pytest.mark.parametrize(
+    "order", ["SystemModstamp", "SystemModstamp, Id", "SystemModstamp DESC", "SystemModstamp DESC, Id DESC", "Id DESC"]
+)
+@pytest.mark.parametrize("deleted", [False, True])
+def test_an_order_by_an_index_is_the_order_of_a_sort(org: Org, order: str, deleted: bool) -> None:
+    rows = [r for r in org.store.tables["Contact"].rows.values() if deleted or not r["IsDeleted"]]
+    edge = sorted(r["SystemModstamp"] for r in rows)[40]
+    wanted = sorted((r for r in rows if r["SystemModstamp"] >= edge), key=lambda r: str(r["Id"]), reverse=order.endswith("Id DESC"))
+    if order != "Id DESC":
+        wanted.sort(key=lambda r: str(r["SystemModstamp"]), reverse="DESC" in order)
+    text = f"SELECT Id FROM Contact WHERE SystemModstamp >= {edge} ORDER BY {order}"
+    assert ids(org, text, deleted=deleted) == [r["Id"] for r in wanted]
+    assert ids(org, text + " LIMIT 7 OFFSET 2", deleted=deleted) == [r["Id"] for r in wanted][2:9]
+
+
+def test_the_index_of_stamps_follows_every_change(org: Org) -> None:
+    contact = org.schema.objects["Contact"]
+    org.store.stamps(contact)
+    for number, row in enumerate(list(org.store.tables["Contact"].rows.values())[:50]):
+        org.store.put(contact, row | {"SystemModstamp": f"2027-01-{1 + number % 28:02d}T00:00:00.000Z", "IsDeleted": number % 2 == 0})
+    rows = org.store.tables["Contact"].rows.values()
+    assert org.store.stamps(contact) == sorted((r["SystemModstamp"], r["Id"]) for r in rows)
+    assert query.run(org.store, "SELECT COUNT() FROM Contact", API).total == sum(not r["IsDeleted"] for r in rows)
+
+
+def test_groups_have_a_record_each_with_their_key_and_their_figures(org: Org) -> None:
+    rows = [r for r in org.store.tables["Contact"].rows.values() if not r["IsDeleted"]]
+    records = found(
+        org, "SELECT OwnerId, COUNT(Id) n, MAX(Score__c), SUM(Score__c) FROM Contact GROUP BY OwnerId ORDER BY COUNT(Id) DESC, OwnerId"
+    )
+    for record in records:
+        scores = [r["Score__c"] for r in rows if r["OwnerId"] == record["OwnerId"] and r["Score__c"] is not None]
+        assert record["n"] == sum(r["OwnerId"] == record["OwnerId"] for r in rows)
+        assert (record["expr0"], record["expr1"]) == (max(scores), sum(scores))
+    assert [r["OwnerId"] for r in records] == [r["OwnerId"] for r in sorted(records, key=lambda r: (-r["n"], r["OwnerId"]))]
+    assert sum(r["n"] for r in records) == len(rows)
+    by_source = found(org, "SELECT LeadSource, COUNT_DISTINCT(OwnerId) FROM Contact GROUP BY LeadSource ORDER BY LeadSource")
+    assert by_source[0]["LeadSource"] is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SELECT Name, COUNT(Id) FROM Contact",
+        "SELECT Name FROM Contact GROUP BY OwnerId",
+        "SELECT COUNT(Id) FROM Contact GROUP BY OwnerId ORDER BY Name",
+        "SELECT COUNT() FROM Contact GROUP BY OwnerId",
+        "SELECT SUM(Name) FROM Contact",
+        "SELECT FIELDS(ALL) FROM Contact",
+        "SELECT FIELDS(ALL) FROM Contact LIMIT 201",
+        "SELECT FIELDS(SOME) FROM Contact LIMIT 1",
+        "SELECT Id FROM Contact ORDER BY COUNT(Id)",
+    ],
+)
+def test_what_cannot_be_grouped_is_malformed(org: Org, text: str) -> None:
+    with pytest.raises(SalesforceError) as error:
+        query.run(org.store, text, API)
+    assert error.value.code == "MALFORMED_QUERY"
+
+
+def test_all_fields_can_be_asked_for_by_one_word(org: Org) -> None:
+    (record,) = found(org, "SELECT FIELDS(ALL) FROM Contact LIMIT 1")
+    assert record.keys() == org.schema.objects["Contact"].fields.keys() | {"attributes"}
+
+
+def test_a_column_that_is_not_there_is_shown_in_the_query(org: Org) -> None:
+    with pytest.raises(SalesforceError) as error:
+        query.run(org.store, "SELECT Id, Nope__c FROM Contact", API)
+    assert error.value.message.startswith(
+        "\nSELECT Id, Nope__c FROM Contact\n           ^\nERROR at Row:1:Column:12\nNo such column 'Nope__c' on entity 'Contact'."
+    )

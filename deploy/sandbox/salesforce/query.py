@@ -1,18 +1,20 @@
-"""Runs a parsed SOQL query against the store: names looked up, indexes by id and external id used, rows in REST's form."""
+"""Runs a parsed SOQL query against the store: the rows that match, in order, or what they amount to. Only reads."""
 
-from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cmp_to_key
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
-from deploy.sandbox.salesforce import ids, soql, values
-from deploy.sandbox.salesforce.errors import SalesforceError, bad
-from deploy.sandbox.salesforce.schema import Field, SObject
+from deploy.sandbox.salesforce import soql, values
+from deploy.sandbox.salesforce.conditions import IDS, NUMERIC, Getter, folded, refused
+from deploy.sandbox.salesforce.plan import Plan
+from deploy.sandbox.salesforce.schema import Field, Schema
 from deploy.sandbox.salesforce.store import Row, Store
 
-Getter = Callable[[Row], Any]
-_NUMERIC = frozenset({"int", "double", "currency", "percent"})
+T = TypeVar("T")
+Sees = Callable[[Row], bool]
+Group = tuple[Row, list[Row]]  # the record of a group, and its rows
 
 
 @dataclass(slots=True)
@@ -24,301 +26,212 @@ class Result:
     project: Callable[[Row], dict[str, Any]]
 
 
-def run(store: Store, text: str, api: str, *, deleted: bool = False) -> Result:
-    """Parse and run. `api` is the path in front of record URLs, `/services/data/v67.0`. Errors: SalesforceError."""
+@dataclass(slots=True)
+class Columns:
+    """A result as a table: the names over the columns, their fields and how to read them, the rows."""
+
+    names: list[str]
+    fields: list[Field]
+    getters: list[Getter]
+    rows: list[Row]
+    ordered: bool
+
+
+def run(store: Store, text: str, api: str, *, deleted: bool = False, schema: Schema | None = None, sees: Sees | None = None) -> Result:
+    """Parse and run. `api` is the path in front of record URLs, `/services/data/v67.0`; `schema` and `sees` are what the caller's user may
+    see, all where not given. Errors: SalesforceError."""
     query = soql.parse(text)
-    sobject = store.schema.get(query.sobject)
-    if sobject is None:
-        hint = "If you are attempting to use a custom object, be sure to append the '__c' after the entity name."
-        raise bad_name("INVALID_TYPE", f"sObject type '{query.sobject}' is not supported. {hint}")
-    plan = _Plan(store, sobject, api)
-    calls = [i for i in query.items if isinstance(i, soql.Call)]
-    project = (lambda row: row) if calls else plan.projection([i for i in query.items if not isinstance(i, soql.Call)])
-    matches = plan.condition(query.where) if query.where else None
-    keys = [(plan.getter(k.path), k) for k in query.order]
-    rows = [
-        r for r in plan.candidates(query.where) if (deleted or query.all_rows or not r["IsDeleted"]) and (matches is None or matches(r))
-    ]
-    if calls:
-        return _aggregate(plan, query, calls, rows)
-    if keys and not (len(keys) == 1 and query.order[0].path[0].lower() == "id" and not query.order[0].descending):
-        rows.sort(key=cmp_to_key(lambda a, b: _compare_rows(keys, a, b)))
-    rows = rows[query.offset : None if query.limit is None else query.offset + query.limit]
+    plan = _plan(store, schema or store.schema, query, text, api)
+    if query.groups or any(isinstance(i, soql.Call) and i.function != "FIELDS" for i in query.items):
+        return _aggregated(plan, query, deleted, sees)
+    project = plan.projection(_paths(plan, query))
+    rows = _rows(plan, query, deleted, sees)
     return Result(len(rows), rows, project)
 
 
-def bad_name(code: str, text: str) -> SalesforceError:
-    """As `bad`, but without `fields`: query errors have none."""
-    return SalesforceError(400, code, text)
+def columns(store: Store, text: str, *, deleted: bool = False, schema: Schema | None = None, sees: Sees | None = None) -> Columns:
+    """As `run`, for Bulk API 2.0, which has no aggregates, groups, offsets and compound fields. Errors: SalesforceError."""
+    query = soql.parse(text)
+    plan = _plan(store, schema or store.schema, query, text, "")
+    if query.groups or any(isinstance(i, soql.Call) and i.function != "FIELDS" for i in query.items):
+        raise refused("API_ERROR", "Aggregate queries and GROUP BY are not supported in Bulk Query")
+    if query.offset:
+        raise refused("API_ERROR", "OFFSET is not supported in Bulk Query")
+    paths = _paths(plan, query)
+    named = [plan.column(p) for p in paths]
+    if any(f.type == "address" for _, f in named):
+        raise refused("API_ERROR", "Selecting compound data not supported in Bulk Query")
+    rows = _rows(plan, query, deleted, sees)
+    return Columns([n for n, _ in named], [f for _, f in named], [plan.getter(p) for p in paths], rows, bool(query.order))
 
 
-def _aggregate(plan: "_Plan", query: soql.Query, calls: list[soql.Call], rows: list[Row]) -> Result:
-    if len(calls) != len(query.items):
+def _plan(store: Store, schema: Schema, query: soql.Query, text: str, api: str) -> Plan:
+    sobject = schema.get(query.sobject)
+    if sobject is None:
+        hint = "If you are attempting to use a custom object, be sure to append the '__c' after the entity name."
+        raise refused("INVALID_TYPE", f"sObject type '{query.sobject}' is not supported. {hint}")
+    if sobject.event:
+        raise refused("INVALID_TYPE_FOR_OPERATION", f"entity type {sobject.name} does not support query")
+    return Plan(store, schema, sobject, api, text)
+
+
+def _paths(plan: Plan, query: soql.Query) -> list[soql.Path_]:
+    paths: list[soql.Path_] = []
+    for item in query.items:
+        if isinstance(item, soql.Call):
+            paths += [(name,) for name in _every(plan, query, item)]
+        else:
+            paths.append(item)
+    lower = [tuple(s.lower() for s in p) for p in paths]
+    if twice := [p for p, count in Counter(lower).items() if count > 1]:
+        raise refused(
+            "INVALID_FIELD", f"duplicate field selected: {next(p[-1] for p, low in zip(paths, lower, strict=True) if low in twice)}"
+        )
+    return paths
+
+
+def _every(plan: Plan, query: soql.Query, call: soql.Call) -> list[str]:
+    which = (call.path or ("",))[-1].upper()
+    if which not in ("ALL", "STANDARD", "CUSTOM"):
+        raise soql.malformed(f"unexpected token: {which}")
+    if query.limit is None or query.limit > 200:
+        raise soql.malformed("The SOQL FIELDS function must have a LIMIT of at most 200")
+    return [f.name for f in plan.sobject.fields.values() if which == "ALL" or f.custom == (which == "CUSTOM")]
+
+
+def _rows(plan: Plan, query: soql.Query, deleted: bool, sees: Sees | None, *, whole: bool = False) -> list[Row]:
+    """The rows found; those of an index that already has the order wanted are looked at only until there are enough."""
+    keys = [(plan.field(k.path)[1] if isinstance(k.path, tuple) else None, k) for k in query.order]
+    if any(f is None for f, _ in keys):
         raise soql.malformed("Field must be grouped or aggregated")
+    names = [f.name if f and len(k.path if isinstance(k.path, tuple) else ()) == 1 else "" for f, k in keys]
+    down = [k.descending for _, k in keys]
+    by_stamp = names in (["SystemModstamp"], ["SystemModstamp", "Id"]) and len(set(down)) == 1 and not (down[0] and len(names) == 1)
+    by_id = names in ([], ["Id"])
+    found = plan.candidates(query.where, by_stamp=by_stamp, descending=bool(down and down[0]) and (by_stamp or by_id))
+    matches = plan.condition(query.where, found.exact) if query.where else None
+    hides = not (deleted or query.all_rows)
+    rows: Iterable[Row] = found.rows
+    if hides:
+        rows = (r for r in rows if not r["IsDeleted"])
+    if matches is not None:
+        rows = filter(matches, rows)
+    if sees is not None:
+        rows = filter(sees, rows)
+    if whole:
+        return list(rows)
+    end = None if query.limit is None else query.offset + query.limit
+    if (by_id and found.by == "Id") or (by_stamp and found.by == "SystemModstamp"):
+        return list(islice(rows, query.offset, end))
+    ordered = list(rows)
+    if found.by != "Id":
+        ordered.sort(key=lambda r: str(r["Id"]), reverse=by_id and bool(down and down[0]))
+    if not by_id:
+        ordered = sort(ordered, [(_sorted_by(plan, k.path), k) for k in query.order if isinstance(k.path, tuple)])
+    return ordered[query.offset : end]
+
+
+def _sorted_by(plan: Plan, path: soql.Path_) -> Getter:
+    get = plan.getter(path)
+    return get if plan.field(path)[1].type in IDS else lambda row: folded(get(row))
+
+
+def sort(rows: list[T], keys: list[tuple[Callable[[T], Any], soql.Key]]) -> list[T]:
+    """In the order of the keys, nulls first unless told otherwise; stable."""
+    for get, key in reversed(keys):
+        empty = [r for r in rows if get(r) is None]
+        full = sorted((r for r in rows if get(r) is not None), key=get, reverse=key.descending)
+        rows = full + empty if key.nulls_last else empty + full
+    return rows
+
+
+def _aggregated(plan: Plan, query: soql.Query, deleted: bool, sees: Sees | None) -> Result:
+    calls = [i for i in query.items if isinstance(i, soql.Call)]
     if any(c.path is None for c in calls):
-        if len(calls) > 1:
+        if len(query.items) > 1 or query.groups:
             raise soql.malformed("COUNT() must be the only element in the SELECT list")
-        limited = rows[: query.limit] if query.limit is not None else rows
-        return Result(len(limited), [], lambda row: row)
-    out: dict[str, Any] = {"attributes": {"type": "AggregateResult"}}
-    for number, call in enumerate(calls):
-        found = plan.field(call.path or ())[1]
-        got = [v for v in map(plan.getter(call.path or ()), rows) if v is not None]
-        value: Any = len(got)
-        if call.function != "COUNT":
-            value = values.rest_form(found, (max if call.function == "MAX" else min)(got)) if got else None
-        out[call.alias or f"expr{number}"] = value
-    return Result(1, [out], lambda row: row)
+        count = _count(plan, query, deleted, sees)
+        return Result(count if query.limit is None else min(count, query.limit), [], lambda row: row)
+    groups = {tuple(s.lower() for s in p): plan.getter(p) for p in query.groups}
+    plain = [i for i in query.items if not isinstance(i, soql.Call)]
+    if any(tuple(s.lower() for s in p) not in groups for p in plain) or any(c.function == "FIELDS" for c in calls):
+        raise soql.malformed("Field must be grouped or aggregated")
+    makers = _makers(plan, query)
+    bare = soql.Query(query.items, query.sobject, query.where, (), (), None, 0, query.all_rows)
+    rows = _rows(plan, bare, deleted, sees, whole=True)
+    if not query.groups:
+        if query.order:
+            raise soql.malformed("Ordered field must be grouped or aggregated")
+        return Result(1, [_record(makers, rows)], lambda row: row)
+    split: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        split.setdefault(tuple(folded(get(row)) for get in groups.values()), []).append(row)
+    made: list[Group] = [(_record(makers, members), members) for members in split.values()]
+    made = sort(made, [(_group_key(plan, groups, key), key) for key in query.order])
+    end = None if query.limit is None else query.offset + query.limit
+    records = [record for record, _ in made[query.offset : end]]
+    return Result(len(records), records, lambda row: row)
 
 
-def _compare_rows(keys: list[tuple[Getter, soql.Key]], a: Row, b: Row) -> int:
-    for getter, key in keys:
-        x, y = _folded(getter(a)), _folded(getter(b))
-        if x == y:
-            continue
-        if x is None or y is None:
-            return (1 if key.nulls_last else -1) * (1 if x is None else -1)
-        less = -1 if x < y else 1
-        return -less if key.descending else less
-    return -1 if a["Id"] < b["Id"] else 1
+def _group_key(plan: Plan, groups: dict[tuple[str, ...], Getter], key: soql.Key) -> Callable[[Group], Any]:
+    if isinstance(key.path, soql.Call):
+        value = _value(plan, key.path)
+        return lambda made: value(made[1])
+    if tuple(s.lower() for s in key.path) not in groups:
+        raise soql.malformed("Ordered field must be grouped or aggregated")
+    get = _sorted_by(plan, key.path)
+    return lambda made: get(made[1][0])
 
 
-def _folded(value: Any) -> Any:
-    return value.casefold() if isinstance(value, str) else value
+def _makers(plan: Plan, query: soql.Query) -> list[tuple[str, Callable[[list[Row]], Any]]]:
+    """The columns of an AggregateResult: name, and the value of a group."""
+    made: list[tuple[str, Callable[[list[Row]], Any]]] = []
+    number = 0
+    for item in query.items:
+        if isinstance(item, soql.Call):
+            made.append((item.alias or f"expr{number}", _value(plan, item)))
+            number += item.alias is None
+        else:
+            made.append((plan.field(item)[1].name, _shown(plan, item)))
+    return made
 
 
-class _Plan:
-    """Names of one query resolved against one object."""
-
-    def __init__(self, store: Store, sobject: SObject, api: str) -> None:
-        self.store, self.sobject, self.api = store, sobject, api
-
-    def field(self, path: soql.Path_) -> tuple[tuple[Field, ...], Field]:
-        """The reference fields to follow and the field at the end."""
-        at = self.sobject
-        steps: list[Field] = []
-        for name in path[:-1]:
-            step = at.relationships.get(name.lower())
-            if step is None:
-                if name.lower() == self.sobject.name.lower() and not steps:
-                    continue  # the object's own name in front of a field
-                raise bad_name("INVALID_FIELD", f"Didn't understand relationship '{name}' in field path. {_HINT}")
-            steps.append(step)
-            targets = [t for t in (self.store.schema.get(r) for r in step.reference) if t]
-            at = next((t for t in targets if path[-1].lower() in t.by_lower or path[-1].lower() in t.relationships), targets[0])
-        found = at.by_lower.get(path[-1].lower())
-        if found is None:
-            raise bad_name("INVALID_FIELD", f"No such column '{path[-1]}' on entity '{at.name}'. {_HINT}")
-        return tuple(steps), found
-
-    def getter(self, path: soql.Path_) -> Getter:
-        steps, found = self.field(path)
-        name = found.name
-        if not steps:
-            return lambda row: row.get(name)
-
-        def follow(row: Row) -> Any:
-            at = self._follow(row, steps)
-            return at.get(name) if at else None
-
-        return follow
-
-    def _follow(self, row: Row, steps: Iterable[Field]) -> Row | None:
-        at: Row | None = row
-        for step in steps:
-            target = at.get(step.name) if at else None
-            at = self.store.anywhere(target) if target else None
-            if at and at["IsDeleted"]:
-                return None
-        return at
-
-    def projection(self, paths: list[soql.Path_]) -> Callable[[Row], dict[str, Any]]:
-        """What makes a row into a REST record, parents nested and with `attributes`."""
-        plain: list[tuple[Field, list[Field]]] = []
-        nested: dict[str, list[soql.Path_]] = {}
-        steps: dict[str, Field] = {}
-        for path in paths:
-            via, found = self.field(path)
-            if via:
-                name = via[0].relationship or ""
-                nested.setdefault(name, []).append(path[-len(via) :])
-                steps[name] = via[0]
-            else:
-                plain.append((found, self.sobject.compounds.get(found.name, []) if found.type == "address" else []))
-        deeper = {name: self._parents(steps[name], below) for name, below in nested.items()}
-
-        def project(row: Row) -> dict[str, Any]:
-            out: dict[str, Any] = {"attributes": self._attributes(self.sobject, row)}
-            for found, parts in plain:
-                out[found.name] = _address(row, parts) if parts else values.rest_form(found, row.get(found.name))
-            for name, make in deeper.items():
-                out[name] = make(row)
-            return out
-
-        return project
-
-    def _parents(self, step: Field, below: list[soql.Path_]) -> Callable[[Row], dict[str, Any] | None]:
-        plans: dict[str, Callable[[Row], dict[str, Any]]] = {}
-
-        def make(row: Row) -> dict[str, Any] | None:
-            parent = self._follow(row, (step,))
-            target = self.store.schema.by_prefix(parent["Id"]) if parent else None
-            if parent is None or target is None:
-                return None
-            if target.name not in plans:
-                known = [p for p in below if p[0].lower() in target.by_lower or p[0].lower() in target.relationships]
-                plans[target.name] = _Plan(self.store, target, self.api).projection(known)
-            return plans[target.name](parent)
-
-        return make
-
-    def _attributes(self, sobject: SObject, row: Row) -> dict[str, str]:
-        return {"type": sobject.name, "url": f"{self.api}/sobjects/{sobject.name}/{row['Id']}"}
-
-    def candidates(self, where: soql.Condition | None) -> Iterable[Row]:
-        """The rows that may match, in the order of their ids, by an index where the condition allows."""
-        table = self.store.tables[self.sobject.name]
-        low, high = 0, len(table.order)
-        for test in _conjuncts(where):
-            if len(test.path) != 1:
-                continue
-            name = test.path[0].lower()
-            strings = [v.value for v in test.literals if v.kind == "string"]
-            if name == "id" and test.operator in ("=", "in"):
-                wanted = {i for i in map(ids.normalize, strings) if i}
-                return [table.rows[i] for i in sorted(wanted) if i in table.rows]
-            found = self.sobject.by_lower.get(name)
-            if found and found.name in table.external and test.operator in ("=", "in") and len(strings) == len(test.literals):
-                # deleted rows are not in that index; queryAll by external id must see them, so it scans
-                hits = {i for s in strings for i in self.store.by_external(self.sobject, found.name, s)}
-                gone = (r for r in table.rows.values() if r["IsDeleted"])
-                return sorted([table.rows[i] for i in hits] + list(gone), key=lambda r: str(r["Id"]))
-            if name == "id" and test.operator in (">", ">=", "<", "<=") and strings:
-                edge = ids.normalize(strings[0]) or strings[0]
-                at = (bisect_right if test.operator in (">", "<=") else bisect_left)(table.order, edge)
-                low, high = (max(low, at), high) if ">" in test.operator else (low, min(high, at))
-        return (table.rows[i] for i in table.order[low:high])
-
-    def condition(self, where: soql.Condition) -> Callable[[Row], bool]:
-        if isinstance(where, soql.Group):
-            parts = [self.condition(p) for p in where.parts]
-            if where.word == "not":
-                return lambda row: not parts[0](row)
-            return (lambda row: all(p(row) for p in parts)) if where.word == "all" else (lambda row: any(p(row) for p in parts))
-        found = self.field(where.path)[1]
-        getter = self.getter(where.path)
-        wanted = [_operand(found, literal, where.operator) for literal in where.literals]
-        return _test(getter, where.operator, wanted)
+def _shown(plan: Plan, path: soql.Path_) -> Callable[[list[Row]], Any]:
+    get, found = plan.getter(path), plan.field(path)[1]
+    return lambda rows: values.rest_form(found, get(rows[0]))
 
 
-_HINT = (
-    "If you are attempting to use a custom field, be sure to append the '__c' after the custom field name. "
-    "Please reference your WSDL or the describe call for the appropriate names."
-)
+def _value(plan: Plan, call: soql.Call) -> Callable[[list[Row]], Any]:
+    path = call.path or ()
+    get, found = plan.getter(path), plan.field(path)[1]
+    if call.function in ("SUM", "AVG") and found.type not in NUMERIC:
+        raise soql.malformed(f"field {found.name} does not support aggregate operator {call.function}")
+    if call.function in ("MAX", "MIN") and found.type in ("boolean", "textarea", "address"):
+        raise soql.malformed(f"field {found.name} does not support aggregate operator {call.function}")
+
+    def value(rows: list[Row]) -> Any:
+        got = [v for row in rows if (v := get(row)) is not None]
+        match call.function:
+            case "COUNT":
+                return len(got)
+            case "COUNT_DISTINCT":
+                return len(set(map(folded, got)))
+            case "SUM":
+                return sum(got) if got else None
+            case "AVG":
+                return sum(got) / len(got) if got else None
+        return values.rest_form(found, (max if call.function == "MAX" else min)(got)) if got else None
+
+    return value
 
 
-def _conjuncts(where: soql.Condition | None) -> Iterable[soql.Test]:
-    if isinstance(where, soql.Test):
-        yield where
-    elif isinstance(where, soql.Group) and where.word == "all":
-        for part in where.parts:
-            yield from _conjuncts(part)
+def _record(makers: list[tuple[str, Callable[[list[Row]], Any]]], rows: list[Row]) -> dict[str, Any]:
+    return {"attributes": {"type": "AggregateResult"}} | {name: value(rows) for name, value in makers}
 
 
-def _address(row: Row, parts: list[Field]) -> dict[str, Any] | None:
-    if all(row.get(p.name) is None for p in parts):
-        return None
-    return {(p.component or "")[0].lower() + (p.component or "")[1:]: row.get(p.name) for p in parts}
-
-
-def _operand(found: Field, literal: soql.Literal, operator: str) -> Any:
-    """The literal in the form the field is compared in. Errors: INVALID_FIELD where the kinds do not fit, as Salesforce words it."""
-    if literal.kind == "null":
-        if operator not in ("=", "!=", "in"):
-            raise bad_name("INVALID_QUERY_FILTER_OPERATOR", f"invalid operator on {found.name} field")
-        return None
-    wants = (
-        "boolean"
-        if found.type == "boolean"
-        else "number"
-        if found.type in _NUMERIC
-        else found.type
-        if found.type in ("date", "datetime")
-        else "string"
-    )
-    if literal.kind != wants:
-        quoted = "and should not be enclosed in quotes" if wants != "string" else "and should be enclosed in quotes"
-        raise bad_name("INVALID_FIELD", f"value of filter criterion for field '{found.name}' must be of type {found.type} {quoted}")
-    if found.type in ("id", "reference"):
-        return ids.normalize(literal.value) or _malformed_id(literal.value, operator)
-    if wants == "boolean" and operator not in ("=", "!=", "in"):
-        raise bad_name("INVALID_QUERY_FILTER_OPERATOR", f"invalid operator on {found.name} field")
-    return literal.value
-
-
-def _malformed_id(text: str, operator: str) -> str:
-    if operator in ("<", ">", "<=", ">=", "like"):
-        return text  # keyset paging starts from any text
-    raise bad("INVALID_QUERY_FILTER_OPERATOR", f"invalid ID field: {text[:80]}")
-
-
-def _test(getter: Getter, operator: str, wanted: list[Any]) -> Callable[[Row], bool]:
-    if operator == "in":
-        members = {_folded(w) if not _is_id(w) else w for w in wanted}
-        return lambda row: (v := getter(row)) in members or _folded(v) in members
-    if operator == "like":
-        matches = _like(wanted[0])
-        return lambda row: isinstance(v := getter(row), str) and matches(v)
-    exact = _is_id(wanted[0])
-    folded = wanted[0] if exact else _folded(wanted[0])
-
-    def fold(row: Row) -> Any:
-        value = getter(row)
-        return value if exact else _folded(value)
-
-    if operator == "=":
-        return lambda row: bool(fold(row) == folded)
-    if operator == "!=":
-        return lambda row: bool(fold(row) != folded)
-    if operator == "<":
-        return lambda row: (v := fold(row)) is not None and v < folded
-    if operator == "<=":
-        return lambda row: (v := fold(row)) is not None and v <= folded
-    if operator == ">":
-        return lambda row: (v := fold(row)) is not None and v > folded
-    return lambda row: (v := fold(row)) is not None and v >= folded
-
-
-def _is_id(value: Any) -> bool:
-    """Ids are compared with regard to case, all other text without."""
-    return isinstance(value, str) and ids.normalize(value) == value
-
-
-def _like(pattern: str) -> Callable[[str], bool]:
-    """LIKE without regular expressions: no pattern makes it slow. `%` any text, `_` one character, backslash escapes both."""
-    wanted: list[str | None] = []  # a folded character, "" for any one, None for any text
-    escaped = False
-    for c in pattern:
-        if c == "\\" and not escaped:
-            escaped = True
-            continue
-        wanted.append(c.casefold() if escaped or c not in "%_" else "" if c == "_" else None)
-        escaped = False
-
-    def matches(text: str) -> bool:
-        at = star = 0
-        resume = -1
-        i = 0
-        while i < len(text):
-            if at < len(wanted) and (want := wanted[at]) is not None and want in ("", text[i].casefold()):
-                i, at = i + 1, at + 1
-            elif at < len(wanted) and wanted[at] is None:
-                star, resume, at = i, at, at + 1
-            elif resume >= 0:
-                star += 1
-                i, at = star, resume + 1
-            else:
-                return False
-        return all(w is None for w in wanted[at:])
-
-    return matches
+def _count(plan: Plan, query: soql.Query, deleted: bool, sees: Sees | None) -> int:
+    if query.where is None and sees is None:  # asked all the time, and known
+        table = plan.store.tables[plan.sobject.name]
+        return len(table.rows) - (0 if deleted or query.all_rows else table.deleted)
+    bare = soql.Query(query.items, query.sobject, query.where, (), (), None, 0, query.all_rows)
+    return len(_rows(plan, bare, deleted, sees, whole=True))

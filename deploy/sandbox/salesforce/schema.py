@@ -65,8 +65,13 @@ class SObject:
         return self.name.endswith("__c")
 
     @property
+    def event(self) -> bool:
+        """A platform event: published, never kept."""
+        return self.name.endswith("__e")
+
+    @property
     def channel(self) -> str:
-        return "/data/" + channel_name(self.name)
+        return f"/event/{self.name}" if self.event else "/data/" + channel_name(self.name)
 
     def add(self, new: Field) -> None:
         self.fields[new.name] = new

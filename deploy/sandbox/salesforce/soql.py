@@ -17,6 +17,7 @@ from deploy.sandbox.salesforce.errors import SalesforceError
 MAX_QUERY = 100_000
 MAX_STRING = 4_000
 MAX_DEPTH = 50
+FUNCTIONS = frozenset({"COUNT", "COUNT_DISTINCT", "MAX", "MIN", "SUM", "AVG", "FIELDS"})
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f", '"': '"', "'": "'", "\\": "\\"}
 
 Path_ = tuple[str, ...]
@@ -54,7 +55,7 @@ Condition = Test | Group
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """An aggregate: COUNT() has no path."""
+    """An aggregate, or FIELDS(…): COUNT() has no path."""
 
     function: str
     path: Path_ | None
@@ -63,7 +64,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    path: Path_
+    path: Path_ | Call
     descending: bool
     nulls_last: bool
 
@@ -73,6 +74,7 @@ class Query:
     items: tuple[Path_ | Call, ...]
     sobject: str
     where: Condition | None
+    groups: tuple[Path_, ...]
     order: tuple[Key, ...]
     limit: int | None
     offset: int
@@ -115,9 +117,9 @@ class _Build(Transformer[Token, Query]):  # type: ignore[misc]  # lark is not fo
         return tuple(str(n) for n in names)
 
     def call(self, parts: list[Any]) -> Call:
-        function, path, alias = parts
+        function, path, alias = [*parts, None][:3]
         name = str(function).upper()
-        if name not in ("COUNT", "MAX", "MIN") or (path is None and name != "COUNT"):
+        if name not in FUNCTIONS or (path is None and name != "COUNT"):
             raise _TextError(f"unexpected token: {function}")
         return Call(name, path, str(alias) if alias else None)
 
@@ -198,6 +200,9 @@ class _Build(Transformer[Token, Query]):  # type: ignore[misc]  # lark is not fo
         path, direction, nulls = parts
         return Key(path, str(direction).upper() == "DESC", str(nulls).upper().endswith("LAST"))
 
+    def grouping(self, parts: list[Any]) -> tuple[Path_, ...]:
+        return tuple(parts[1:])
+
     def order(self, parts: list[Any]) -> tuple[Key, ...]:
         return tuple(parts[1:])
 
@@ -210,8 +215,8 @@ class _Build(Transformer[Token, Query]):  # type: ignore[misc]  # lark is not fo
         return count
 
     def start(self, parts: list[Any]) -> Query:
-        _, items, _, sobject, where, order, limit, offset, all_rows = parts
-        return Query(items, str(sobject), where, order or (), limit, offset or 0, all_rows is not None)
+        _, items, _, sobject, where, groups, order, limit, offset, all_rows = parts
+        return Query(items, str(sobject), where, groups or (), order or (), limit, offset or 0, all_rows is not None)
 
 
 _PARSER = Lark(Path(__file__).with_name("soql.lark").read_text(), parser="lalr", transformer=_Build(), maybe_placeholders=True)

@@ -5,7 +5,7 @@ Knows nothing of HTTP or of events; what a commit did is told as a list of `Chan
 """
 
 import random
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -36,6 +36,8 @@ class Table:
     order: list[str] = field(default_factory=list)  # ids, ascending
     external: dict[str, dict[str, set[str]]] = field(default_factory=dict)  # field → lower-case value → ids not deleted
     next_number: int = 0
+    deleted: int = 0  # how many of the rows are
+    stamps: list[tuple[str, str]] | None = None  # (SystemModstamp, id), ascending; made when first asked for
 
 
 class Store:
@@ -69,10 +71,22 @@ class Store:
     def live(self, sobject: SObject) -> Iterator[Row]:
         return (row for row in self.tables[sobject.name].rows.values() if not row["IsDeleted"])
 
+    def stamps(self, sobject: SObject) -> list[tuple[str, str]]:
+        """(SystemModstamp, id) of every row, deleted or not, ascending."""
+        table = self.tables[sobject.name]
+        if table.stamps is None:
+            table.stamps = sorted((row["SystemModstamp"], row["Id"]) for row in table.rows.values())
+        return table.stamps
+
     def put(self, sobject: SObject, row: Row) -> None:
         """Keep a row as it is; for commits and for the seeded beginning."""
         table = self.tables[sobject.name]
         old = table.rows.get(row["Id"])
+        table.deleted += bool(row["IsDeleted"]) - bool(old and old["IsDeleted"])
+        if table.stamps is not None:
+            if old is not None:
+                del table.stamps[bisect_left(table.stamps, (old["SystemModstamp"], old["Id"]))]
+            insort(table.stamps, (row["SystemModstamp"], row["Id"]))
         if old is None:
             insort(table.order, row["Id"])
         table.rows[row["Id"]] = row
