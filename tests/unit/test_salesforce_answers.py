@@ -16,6 +16,7 @@ from models.errors import FatalError, PausedError, PermanentError, SettingsError
 from models.flow import Salesforce
 from streams.salesforce.auth import BURST, Login, Token, parse_token, refusal, second_of, skew_of
 from streams.salesforce.cometd import PositionRefusedError, SessionLostError, verdict
+from streams.salesforce.limits import LimitReachedError
 from streams.salesforce.positions import Position, channel_of, sobject_of
 from streams.salesforce.rest import ID, check_id, check_name, classify, join, split_fields
 from streams.salesforce.retry import Backoff
@@ -140,7 +141,7 @@ def test_no_secret_is_in_a_repr() -> None:
 @pytest.mark.parametrize(
     ("status", "content", "kind"),
     [
-        (403, [{"errorCode": "REQUEST_LIMIT_EXCEEDED", "message": "TotalRequests Limit exceeded."}], TemporaryError),
+        (403, [{"errorCode": "REQUEST_LIMIT_EXCEEDED", "message": "TotalRequests Limit exceeded."}], LimitReachedError),
         (403, [{"errorCode": "API_DISABLED_FOR_ORG", "message": ""}], PausedError),
         (403, [{"errorCode": "INSUFFICIENT_ACCESS_OR_READONLY"}], PausedError),
         (401, [{"errorCode": "INVALID_SESSION_ID", "message": "This session is not valid for use with the REST API"}], PausedError),
