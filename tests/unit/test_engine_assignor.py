@@ -1,11 +1,9 @@
-"""Sharing out partition numbers, and the check of what is installed."""
+"""Sharing out partition numbers."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.errors import FatalError
-from streams.engine import pinned
 from streams.engine.assignor import _claim, share_out
 
 claims = st.dictionaries(
@@ -47,16 +45,3 @@ def test_the_later_generation_wins_a_number_claimed_twice() -> None:
 )
 def test_what_cannot_be_read_claims_nothing(said: bytes) -> None:
     assert _claim(said) == (-1, [])
-
-
-def test_the_installed_code_is_the_one_that_was_read() -> None:
-    pinned.check()
-
-
-def test_another_version_or_other_code_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(pinned.SOURCES, "faust.streams:Stream.events", "0" * 16)
-    with pytest.raises(FatalError, match=r"Stream\.events"):
-        pinned.check()
-    monkeypatch.setitem(pinned.VERSIONS, "aiokafka", "0.13.0")
-    with pytest.raises(FatalError, match=r"aiokafka 0\.14\.0 \(read: 0\.13\.0\)"):
-        pinned.check()
