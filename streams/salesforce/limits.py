@@ -152,8 +152,10 @@ class Budget:
     def step(self) -> Step:
         """What must be done without now."""
         now = self.clock()
-        worst = 1.0 if now < self._blocked else max(self._fractions(now))
-        return Step(sum(worst >= limit for limit in STEPS))
+        if now < self._blocked:
+            return Step.STOP
+        ours, org, ahead = self._fractions(now)
+        return max(_step(max(ours, org)), min(_step(ahead), Step.BATCH))
 
     @property
     def left(self) -> int | None:
@@ -217,3 +219,7 @@ class Budget:
     def _used(self, now: float) -> int:
         recent = [used for at, used in self._seen if at >= now - RECENT]
         return max(recent, default=self._seen[-1][1]) + self._flying
+
+
+def _step(fraction: float) -> Step:
+    return Step(sum(fraction >= limit for limit in STEPS))
