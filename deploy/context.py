@@ -22,9 +22,10 @@ def read_settings(flow: Path | None = None, environ: Mapping[str, str] = os.envi
     try:
         settings = Settings.model_validate(given)
     except ValidationError as error:
-        fields = {str(field.alias): field for field in Settings.model_fields.values()}
-        faults = [(str(fault["loc"][0]), fault["msg"]) for fault in error.errors(include_url=False, include_input=False)]
-        lines = [f"environment variable {name}: {text[:1].lower()}{text[1:]} ({fields[name].description})" for name, text in faults]
+        fields = {key: field for name, field in Settings.model_fields.items() for key in (name, str(field.alias))}  # a default has no alias
+        faults = [(fields[str(fault["loc"][0])], fault["msg"]) for fault in error.errors(include_url=False, include_input=False)]
+        told = [(field, text.removeprefix("Value error, ")) for field, text in faults]
+        lines = [f"environment variable {field.alias}: {text[:1].lower()}{text[1:]} ({field.description})" for field, text in told]
         raise SettingsError("\n".join(lines)) from None
     return settings if flow is None else settings.model_copy(update={"flow": flow})
 
