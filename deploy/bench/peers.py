@@ -27,6 +27,8 @@ COORDINATES = "+".join(
         f"org.apache.kafka:connect-runtime:{KAFKA_VERSION}",
         f"org.apache.kafka:connect-json:{KAFKA_VERSION}",
         f"org.apache.kafka:kafka-clients:{KAFKA_VERSION}",
+        "jakarta.ws.rs:jakarta.ws.rs-api:3.1.0",  # with 3.0, which jgo chose, Connect does not start
+        "jakarta.persistence:jakarta.persistence-api:3.2.0",  # likewise Hibernate in the sink
         "io.debezium:debezium-connector-jdbc:3.3.1.Final",
         "org.postgresql:postgresql:42.7.7",
         "org.apache.logging.log4j:log4j-slf4j-impl:2.25.1",

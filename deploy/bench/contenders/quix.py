@@ -5,7 +5,7 @@ import sys
 from urllib.parse import unquote, urlsplit
 
 from quixstreams import Application  # type: ignore[import-not-found]
-from quixstreams.sinks.core.postgresql import PostgreSQLSink  # type: ignore[import-not-found]
+from quixstreams.sinks.community.postgresql import PostgreSQLSink  # type: ignore[import-not-found]
 
 
 def main() -> None:
