@@ -34,7 +34,7 @@ from streams.publish import TransactionalPublisher
 from streams.topics import Topics
 
 STARTS_AT_ONCE = 8
-ACCEPT_SECONDS = 5.0
+ACCEPT_SECONDS = 2.0
 log = structlog.get_logger()
 
 

@@ -6,7 +6,7 @@ itself, "large" an output and "large-state" a state above Kafka's limit, "wait" 
 call to a target of 20 calls a second, "stop" a SIGSTOP to itself when its transaction is complete but for the commit.
 
 Beside settings the JSON may hold: `more`, further sources; `patience`, the watchdog's, in seconds; `bold`, which does as usual instead of
-"hang" and "stop".
+"hang" and "stop"; `points`, fault points (fault_points.py).
 """
 
 import asyncio
@@ -32,6 +32,7 @@ from streams.engine import watchdog
 from streams.engine.stage import Changes, Chunk, Output, Partition, Result, Stage
 from streams.log import set_up_logging
 from streams.publish import MAX_RECORD, TransactionalPublisher
+from tests.support.fault_points import arm
 from tests.support.toy_target import Target, ToyOptions
 
 EFFECT = Effect(object="things", key="k", body={"a": 1}, turn=1, on_delete="delete", meta={})
@@ -121,6 +122,7 @@ def make(settings: Settings, **more: Any) -> faust.App:
 
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
+    arm(given.pop("points", []))
     chosen = Settings(**{**given, "state": Path(given["state"])})
     set_up_logging(chosen.log_format)
     own = {name: given[name] for name in ("more", "patience", "bold") if name in given}
