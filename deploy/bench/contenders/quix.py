@@ -14,7 +14,8 @@ def main() -> None:
     where = urlsplit(given["dsn"])
     app = Application(
         broker_address=given["bootstrap"], consumer_group=given["name"], auto_offset_reset="earliest", auto_create_topics=False,
-        commit_every=3000, state_dir=given["state"], loglevel="WARNING",
+        commit_every=3000,
+        commit_interval=0.2, state_dir=given["state"], loglevel="WARNING",
     )  # fmt: skip
     sink = PostgreSQLSink(
         host=where.hostname, port=where.port, dbname=where.path.lstrip("/"), user=unquote(where.username or ""),
