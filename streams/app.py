@@ -8,6 +8,7 @@ import faust
 import structlog
 import uvloop
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError
 
 from models.errors import FatalError
@@ -22,6 +23,10 @@ from streams.engine.stage import Stage
 from streams.engine.store import Backend, Disk
 from streams.engine.tables import TableManager
 from streams.kafka import client_options, unreachable
+from streams.publish import MAX_RECORD
+from streams.topics import Topics
+
+OVERHEAD = 1_000  # bytes of a batch around its only record, generously
 
 log = structlog.get_logger()
 
@@ -46,8 +51,10 @@ class App(faust.App):  # type: ignore[misc]
 
 
 async def check_topics(engine: Engine) -> None:
-    """Every topic of every stage and table is there, with the right number of partitions; else FatalError names them."""
-    wanted = sorted(engine.buffers.topics | set(engine.changelogs.values()))
+    """Every topic of every stage and table is there, with the right number of partitions, and takes records as large as ours may be; else
+    FatalError names them.
+    """
+    wanted = sorted(engine.buffers.topics | set(engine.changelogs.values()) | {Topics(engine.settings.installation).dead_letters})
     admin = AIOKafkaAdminClient(**client_options(engine.settings))
     try:
         await admin.start()
@@ -57,6 +64,12 @@ async def check_topics(engine: Engine) -> None:
         for found in await admin.describe_topics(wanted):
             if (count := len(found["partitions"])) != engine.partitions:
                 raise FatalError(f"topic {found['topic']} has {count} partitions, not {engine.partitions}: set HEADRACE_PARTITIONS={count}")
+        for answer in await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic) for topic in wanted]):
+            for _, _, _, topic, entries, *_ in answer.resources:  # none where we may not ask
+                if (most := dict(entry[:2] for entry in entries).get("max.message.bytes")) and int(most) < MAX_RECORD + OVERHEAD:
+                    raise FatalError(
+                        f"topic {topic} takes records of {int(most):,} bytes only: set its max.message.bytes to 1048588 or more"
+                    )
     except KafkaError as error:
         raise FatalError(str(await unreachable(engine.settings, error))) from error
     finally:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from streams.kafka import client_options
 from streams.publish import read_all
@@ -82,6 +84,17 @@ async def test_what_is_too_large_for_kafka_is_a_dead_letter_and_ends_no_process(
         assert all("above Kafka's limit" in letter.reason and not letter.retryable for letter in await b.letters())
         assert await worker.stop() == 0
         assert b.stored("state") == await b.changelog()
+
+
+async def test_a_topic_that_takes_only_smaller_records_is_refused_at_the_start(kafka: str, tmp_path: Path) -> None:
+    async with bench(kafka, tmp_path) as b:
+        admin = AIOKafkaAdminClient(**client_options(b.settings))
+        await admin.start()
+        await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, b.bulk, {"max.message.bytes": "500000"})])
+        await admin.close()
+        worker = await b.start()
+        assert await worker.code() == 70
+        assert f"topic {b.bulk} takes records of 500,000 bytes only" in worker.log.read_text()
 
 
 async def test_a_worker_that_comes_back_after_a_kill_does_not_wait_for_its_own_session(kafka: str, tmp_path: Path) -> None:

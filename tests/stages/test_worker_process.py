@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import aiohttp
 import psutil
 import pytest
 
@@ -49,9 +50,10 @@ async def start(settings: Settings, tmp_path: Path) -> AsyncIterator[Start]:
         "FORMS_SECRET": "whsec_aGVsbG9oZWxsb2hlbGxvaGVsbG8=",
     }
 
-    def run(*command: str) -> subprocess.Popen[bytes]:
+    def run(*command: str, **more: str) -> subprocess.Popen[bytes]:
         with (tmp_path / "log").open("ab") as log:
-            started.append(subprocess.Popen([sys.executable, "-m", *command], env=environ, stdout=log, stderr=subprocess.STDOUT))
+            whole = {**environ, **more}
+            started.append(subprocess.Popen([sys.executable, "-m", *command], env=whole, stdout=log, stderr=subprocess.STDOUT))
         return started[-1]
 
     yield run
@@ -93,11 +95,25 @@ async def test_a_killed_worker_comes_back_and_can_be_stopped_while_it_waits_for_
     await said(tmp_path / "log", "worker started")
     (child,) = psutil.Process(worker.pid).children()
     child.kill()
-    await said(tmp_path / "log", "health served", times=2)  # the group still holds a place for the killed one
+    await said(tmp_path / "log", "health served", times=2)
     (again,) = psutil.Process(worker.pid).children()
     worker.send_signal(signal.SIGTERM)
     assert await ended(worker) == 0
     assert not again.is_running()
+
+
+async def test_a_killed_worker_works_again_without_waiting_for_its_session_and_counts_its_restart(start: Start, tmp_path: Path) -> None:
+    port = free_port()
+    worker = start("deploy", "worker", HEADRACE_SESSION_TIMEOUT="900", HEADRACE_METRICS_PORT=str(port))
+    await said(tmp_path / "log", "worker started")
+    (child,) = psutil.Process(worker.pid).children()
+    child.kill()
+    await said(tmp_path / "log", "worker started", times=2)
+    await said(tmp_path / "log", "partitions taken over", times=2)
+    async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/metrics") as answer:
+        assert 'headrace_process_restarts_total{role="worker"} 1.0' in await answer.text()
+    worker.send_signal(signal.SIGTERM)
+    assert await ended(worker) == 0
 
 
 async def test_the_faust_command_finds_the_app(start: Start, tmp_path: Path) -> None:
