@@ -114,6 +114,7 @@ def fault(
     times: Annotated[int | None, typer.Option(help="How often; 0 until cleared.", min=0)] = None,
     variant: Annotated[str | None, typer.Option(help="Which form of it.")] = None,
     after: Annotated[float | None, typer.Option("--seconds", help="How long, for faults that take time.", min=0)] = None,
+    rate: Annotated[float | None, typer.Option(help="How large a share of what it could strike, up to 1; for drop-events.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="What is on, and what there is.")] = False,
     clear: Annotated[bool, typer.Option("--clear", help="Switch off: the one named, or all.")] = False,
     target: Target = "salesforce",
@@ -132,7 +133,7 @@ def fault(
             variants = f" [{'|'.join(v for v in kind['variants'] if v)}]" if any(kind["variants"]) else ""
             typer.echo(f"     {known}{variants}: {kind['what']}")
     else:
-        wanted = {"name": name, "times": times, "variant": variant, "seconds": after}
+        wanted = {"name": name, "times": times, "variant": variant, "seconds": after, "rate": rate}
         armed = _ask(url, "POST", "/sandbox/faults", {k: v for k, v in wanted.items() if v is not None}, target)
         left = "until cleared" if armed["times_left"] is None else f"{armed['times_left']} times"
         typer.echo(f"on: {armed['name']} {armed['variant']} ({left})")

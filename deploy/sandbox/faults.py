@@ -16,10 +16,12 @@ class Armed:
     left: int | None
     variant: str
     seconds: float
+    rate: float = 1.0
     fired: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "times_left": self.left, "variant": self.variant, "seconds": self.seconds, "fired": self.fired}
+        named = {"name": self.name, "times_left": self.left, "variant": self.variant}
+        return named | {"seconds": self.seconds, "rate": self.rate, "fired": self.fired}
 
 
 @dataclass(slots=True)
@@ -30,6 +32,8 @@ class Kind:
     variants: tuple[str, ...] = ("",)
     times: int | None = 1
     seconds: float = 1.0
+    most: float = 600.0  # seconds that may be asked for
+    rate: float = 1.0  # share of the occasions on which it acts, for those that know rates
     instant: bool = False
 
 
@@ -41,7 +45,9 @@ class Faults:
     armed: dict[str, Armed] = field(default_factory=dict)
     fired: dict[str, int] = field(default_factory=dict)
 
-    def arm(self, name: str, times: int | None = None, variant: str | None = None, seconds: float | None = None) -> Armed:
+    def arm(
+        self, name: str, times: int | None = None, variant: str | None = None, seconds: float | None = None, rate: float | None = None
+    ) -> Armed:
         """Switch on. `times` None takes the fault's own default, 0 means until cleared."""
         kind = self.kinds.get(name)
         if kind is None:
@@ -49,26 +55,26 @@ class Faults:
         variant = variant or kind.variants[0]
         if variant not in kind.variants:
             raise UnknownFaultError(f"fault {name!r} has no variant {variant!r}; it has: {', '.join(kind.variants)}")
-        if (times is not None and times < 0) or (seconds is not None and not 0 <= seconds <= 600):
-            raise UnknownFaultError(f"fault {name!r}: times must be 0 or more, seconds between 0 and 600")
+        if (times is not None and times < 0) or (seconds is not None and not 0 <= seconds <= kind.most):
+            raise UnknownFaultError(f"fault {name!r}: times must be 0 or more, seconds between 0 and {kind.most:g}")
+        if rate is not None and not 0 < rate <= 1:
+            raise UnknownFaultError(f"fault {name!r}: rate is a share above 0 and up to 1")
         left = kind.times if times is None else (times or None)
-        made = Armed(name, left, variant, kind.seconds if seconds is None else seconds)
+        made = Armed(name, left, variant, kind.seconds if seconds is None else seconds, kind.rate if rate is None else rate)
         if not kind.instant:
             self.armed[name] = made
         return made
 
     def arm_given(self, given: dict[str, Any]) -> Armed:
-        """Switch on what a control request asks for: `{"name", "times"?, "variant"?, "seconds"?}`. Errors: ValueError."""
-        times, seconds = given.get("times"), given.get("seconds")
-        if (
-            isinstance(times, bool)
-            or not isinstance(times, int | None)
-            or isinstance(seconds, bool)
-            or not isinstance(seconds, int | float | None)
-        ):
-            raise ValueError("times is a whole number, seconds a number")
+        """Switch on what a control request asks for: `{"name", "times"?, "variant"?, "seconds"?, "rate"?}`. Errors: ValueError."""
+        times = given.get("times")
+        if isinstance(times, bool) or not isinstance(times, int | None):
+            raise ValueError("times is a whole number")
+        seconds, rate = given.get("seconds"), given.get("rate")
+        if any(isinstance(n, bool) or not isinstance(n, int | float | None) for n in (seconds, rate)):
+            raise ValueError("seconds and rate are numbers")
         variant = given.get("variant")
-        return self.arm(str(given.get("name")), times, None if variant is None else str(variant), seconds)
+        return self.arm(str(given.get("name")), times, None if variant is None else str(variant), seconds, rate)
 
     def peek(self, name: str, *variants: str) -> Armed | None:
         """The fault if it is on (and of one of the variants, where some are given); not used up."""

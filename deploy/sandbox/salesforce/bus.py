@@ -51,18 +51,38 @@ class Bus:
         return self._events[0].replay_id if self._events else None
 
     def publish(
-        self, entity: str, record_ids: list[str], data: dict[str, Any], channels: frozenset[str] | None = None, replay_id: int | None = None
+        self,
+        entity: str,
+        record_ids: list[str],
+        data: dict[str, Any],
+        channels: frozenset[str] | None = None,
+        replay_id: int | None = None,
+        at: float | None = None,
     ) -> int:
-        """Append; without `replay_id` the event gets the next one, some way above the last."""
+        """Append; without `replay_id` the event gets the next one, some way above the last. `at`: the org's clock where it is not ours."""
         if replay_id is None:
-            replay_id = self.last_replay_id + self._rng.choice((1, 1, 1, 2, 4, 9))
+            replay_id = self._next()
         self.last_replay_id = max(self.last_replay_id, replay_id)
         data["event"] = {**data.get("event", {}), "replayId": replay_id}
         where = channels if channels is not None else frozenset({ALL, f"/data/{channel_name(entity)}"})
-        self._events.append(Published(replay_id, time.time() * 1000, entity, record_ids, where, orjson.dumps(data)))
+        self._events.append(Published(replay_id, (time.time() if at is None else at) * 1000, entity, record_ids, where, orjson.dumps(data)))
         self.published[entity] += 1
         self.learnt |= where
         return replay_id
+
+    def _next(self) -> int:
+        return self.last_replay_id + self._rng.choice((1, 1, 1, 2, 4, 9))
+
+    def lose(self) -> int:
+        """Give out a replay id for an event that nobody will ever get."""
+        self.last_replay_id = self._next()
+        return self.last_replay_id
+
+    def restart(self, last_replay_id: int) -> None:
+        """Forget every event and go on counting behind another id."""
+        self._dropped += len(self._events)
+        self._events.clear()
+        self.last_replay_id = last_replay_id
 
     def wake(self) -> None:
         for waker in tuple(self._wakers):

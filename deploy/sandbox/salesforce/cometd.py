@@ -16,7 +16,8 @@ from aiohttp import web
 
 from deploy.sandbox.salesforce import bayeux
 from deploy.sandbox.salesforce.bayeux import Message
-from deploy.sandbox.salesforce.bus import ALL, Published
+from deploy.sandbox.salesforce.delivery import OVER, Delivery, Subscription
+from deploy.sandbox.salesforce.limits import EVENTS
 from deploy.sandbox.salesforce.oauth import OAuth
 from deploy.sandbox.salesforce.org import Org
 
@@ -31,7 +32,7 @@ class Session:
     cookie: str
     user_id: str
     seen: float  # seconds, when the last reply went out
-    cursors: dict[str, int] = field(default_factory=dict)  # channel → events of the stream already behind it
+    channels: dict[str, Subscription] = field(default_factory=dict)
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     connects: int = 0  # the number of the newest poll; an older one is over
     holding: bool = False
@@ -43,7 +44,7 @@ class Cometd:
     def __init__(self, org: Org, oauth: OAuth) -> None:
         self.org, self.oauth = org, oauth
         self.sessions: dict[str, Session] = {}
-        self.custom_channels: dict[str, set[str]] = {}
+        self.delivery = Delivery(org)
         org.bus.watch(self.wake)
 
     def wake(self) -> None:
@@ -178,7 +179,7 @@ class Cometd:
                 error = self._subscribe(session, message)
                 return reply | ({"successful": False, "error": error} if error else {})
             case "/meta/unsubscribe":
-                session.cursors.pop(str(message.get("subscription")), None)
+                session.channels.pop(str(message.get("subscription")), None)
                 return reply
             case "/meta/disconnect":
                 self.sessions.pop(session.client_id, None)
@@ -193,8 +194,10 @@ class Cometd:
             return "400::Channel name not specified"
         if not channel.startswith("/"):
             return "400::Channel subscriptions must start with a leading '/'"
-        if not self._exists(channel):
-            return f"400::The channel you requested to subscribe to doesn't exist {{{channel}}}"
+        if refusal := self.delivery.refusal(channel, session.user_id):
+            return refusal
+        if self.org.limits.spent(EVENTS):
+            return OVER
         replay = (message.get("ext") or {}).get("replay") if isinstance(message.get("ext"), dict) else None
         wanted: Any = -1
         if isinstance(replay, dict) and replay:
@@ -211,14 +214,9 @@ class Cometd:
             cursor = self.org.bus.position_of(number)
         if cursor is None or self.org.faults.take("refuse-resubscribe"):
             return bayeux.invalid_replay(wanted)
-        session.cursors[channel] = cursor
+        session.channels[channel] = Subscription(cursor, self.delivery.entities(channel, session.user_id))
         session.woken.set()
         return None
-
-    def _exists(self, channel: str) -> bool:
-        if channel == ALL or channel in self.custom_channels or channel in self.org.bus.learnt:
-            return True
-        return any(channel == o.channel for o in self.org.schema.objects.values() if o.name in self.org.schema.selected)
 
     async def _connect(self, request: web.Request, session: Session, message: Message, *, may_hold: bool) -> tuple[list[bytes], Message]:
         reply = bayeux.reply(message) | {"successful": True}
@@ -235,15 +233,12 @@ class Cometd:
             return [], bayeux.unknown(message, "handshake")
         if self.oauth.token_of(request) is None:
             return [], reply | bayeux.unauthenticated() | {"successful": False}
-        limit = self.org.settings.daily_events
-        if self.org.faults.take("limit-403") or (limit and self.org.counts["delivered"] >= limit):
-            error = "403::Organization total events daily limit exceeded"
-            return [], reply | {"successful": False, "error": error, "advice": {"reconnect": "none", "interval": 0}}
+        if self.org.faults.take("limit-403") or self.org.limits.spent(EVENTS):
+            return [], reply | {"successful": False, "error": OVER, "advice": {"reconnect": "none", "interval": 0}}
         session.seen = self.org.clock()
         if silent:
             return [], reply
-        events = self._collect(session)
-        self.org.counts["delivered"] += len(events)
+        events = self.delivery.take(session.channels, session.user_id)
         if events and self.org.faults.take("reorder"):
             events.reverse()
         if events and self.org.faults.take("duplicate"):
@@ -261,9 +256,9 @@ class Cometd:
             if self.org.faults.take("drop-connections", "held") and request.transport:
                 request.transport.abort()
             while (left := end - loop.time()) > 0 and session.connects == mine and session.client_id in self.sessions:
-                if self.oauth.token_of(request) is None or self.org.faults.peek("limit-403"):
+                if self.oauth.token_of(request) is None or self.org.faults.peek("limit-403") or not self.org.limits.left(EVENTS):
                     break
-                if not silent and self._waiting(session):
+                if not silent and self.delivery.waiting(session.channels):
                     if self.org.settings.linger:
                         await asyncio.sleep(min(self.org.settings.linger, left))
                     break
@@ -279,33 +274,3 @@ class Cometd:
         finally:
             if session.connects == mine:
                 session.holding, session.transport = False, None
-
-    def _matches(self, channel: str, event: Published) -> bool:
-        return channel in event.channels or event.entity in self.custom_channels.get(channel, ())
-
-    def _waiting(self, session: Session) -> bool:
-        """Whether an event waits; moves the cursors over events of other channels."""
-        for channel, cursor in session.cursors.items():
-            while events := self.org.bus.read(cursor, 500):
-                cursor = max(cursor, self.org.bus.start)
-                found = next((i for i, e in enumerate(events) if self._matches(channel, e)), None)
-                cursor += len(events) if found is None else found
-                session.cursors[channel] = cursor
-                if found is not None:
-                    return True
-        return False
-
-    def _collect(self, session: Session) -> list[bytes]:
-        """Take the next events out of the stream, in its order, each as a CometD message."""
-        if not session.cursors:
-            return []
-        low = max(min(session.cursors.values()), self.org.bus.start)
-        events = self.org.bus.read(low, self.org.settings.reply_limit)
-        taken = []
-        for index, event in enumerate(events, low):
-            for channel, cursor in session.cursors.items():
-                if index >= cursor and self._matches(channel, event):
-                    taken.append(b'{"data":' + event.data + b',"channel":' + orjson.dumps(channel) + b"}")
-        for channel, cursor in session.cursors.items():
-            session.cursors[channel] = max(cursor, low + len(events))
-        return taken

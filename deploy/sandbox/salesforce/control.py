@@ -14,6 +14,7 @@ from deploy.sandbox.salesforce.errors import SalesforceError
 from deploy.sandbox.salesforce.org import CLIENT_ID, CLIENT_SECRET, USERNAME, Org
 from deploy.sandbox.salesforce.schema import SObject, channel_name
 from deploy.sandbox.salesforce.store import Transaction
+from deploy.sandbox.salesforce.strike import Strike
 
 _MAX_CHANGES = 1_000_000
 
@@ -21,9 +22,8 @@ _MAX_CHANGES = 1_000_000
 class Control:
     def __init__(self, org: Org, login: oauth.OAuth, cometd: Cometd) -> None:
         self.org, self.oauth, self.cometd = org, login, cometd
-        self.listener: serve.Listener | None = None
+        self.strike = Strike(org, login, cometd)
         self._runs: list[tuple[changes.Changes, asyncio.Task[None]]] = []
-        self._background: set[asyncio.Task[None]] = set()
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -41,7 +41,6 @@ class Control:
             web.post("/sandbox/retention", self._retention),
             web.get("/sandbox/settings", self._settings),
             web.post("/sandbox/settings", self._set),
-            web.post("/sandbox/channels", self._channel),
             web.post("/sandbox/change", self._change),
             web.get("/sandbox/change", self._changing),
             web.delete("/sandbox/change", self._stop_changing),
@@ -143,41 +142,11 @@ class Control:
         return self.org.bus.publish(entity, record_ids if isinstance(record_ids, list) else [], data, frozenset(channels), kept)
 
     async def _faults(self, _request: web.Request) -> web.Response:
-        known = {
-            n: {"what": k.what, "variants": k.variants, "times": k.times, "seconds": k.seconds} for n, k in self.org.faults.kinds.items()
-        }
-        return serve.json({"armed": self.org.faults.as_list(), "fired": self.org.faults.fired, "known": known})
+        return serve.json(self.org.faults.overview())
 
     async def _arm(self, request: web.Request) -> web.Response:
-        """`{"name", "times"?, "variant"?, "seconds"?}`; times 0 means until cleared."""
-        armed = self.org.faults.arm_given(await serve.body(request))
-        match armed.name:
-            case "drop-connections":
-                self.cometd.cut_held()
-            case "server-restart":
-                self.org.faults.note(armed.name)
-                self._later(self._restart(armed.seconds))
-            case "expire-token" | "revoke":
-                self.oauth.expire_all()
-                if armed.name == "expire-token":
-                    self.org.faults.note(armed.name)
-            case "silent" if armed.variant == "session":
-                self.cometd.deafen()
-                self.org.faults.take("silent")
-                self.org.faults.clear("silent")
-        self.cometd.wake()
-        return serve.json(armed.as_dict())
-
-    async def _restart(self, seconds: float) -> None:
-        await asyncio.sleep(0.05)  # the answer to the command goes out first
-        self.cometd.forget_sessions()
-        if self.listener is not None:
-            await self.listener.refuse_for(seconds)
-
-    def _later(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        """`{"name", "times"?, "variant"?, "seconds"?, "rate"?}`; times 0 means until cleared."""
+        return serve.json(self.strike.arm(await serve.body(request)).as_dict())
 
     async def _clear(self, request: web.Request) -> web.Response:
         self.org.faults.clear(request.query.get("name"))
@@ -186,7 +155,7 @@ class Control:
 
     async def _state(self, _request: web.Request) -> web.Response:
         sessions = [
-            {"clientId": s.client_id, "channels": sorted(s.cursors), "holding": s.holding, "user": s.user_id} for s in self.cometd.alive()
+            {"clientId": s.client_id, "channels": sorted(s.channels), "holding": s.holding, "user": s.user_id} for s in self.cometd.alive()
         ]
         bus = self.org.bus
         counted = {
@@ -252,15 +221,6 @@ class Control:
         self.org.settings.change(given)
         self.cometd.wake()
         return await self._settings(request)
-
-    async def _channel(self, request: web.Request) -> web.Response:
-        """`{"name": "/data/Sales__chn", "entities": ["Lead"]}`: a custom channel."""
-        given = await serve.body(request)
-        name, entities = given.get("name"), given.get("entities")
-        if not isinstance(name, str) or not name.startswith("/data/") or not isinstance(entities, list):
-            raise ValueError('expected {"name": "/data/…__chn", "entities": [object names]}')
-        self.cometd.custom_channels[name] = {self._sobject(str(e)).name for e in entities}
-        return serve.json({"name": name})
 
     async def _change(self, request: web.Request) -> web.Response:
         """`{"rate": transactions a second, "seconds", "seed"?, "rename_parents"?}`; runs in the background."""

@@ -11,7 +11,7 @@ from deploy.sandbox.salesforce import ids
 from deploy.sandbox.salesforce.schema import Field, SObject
 from deploy.sandbox.salesforce.store import Change, Row
 
-Deliver = Literal["normal", "gap", "overflow", "wildcard", "lost"]
+Deliver = Literal["normal", "gap", "gap-wildcard", "overflow", "wildcard", "lost"]
 
 
 @dataclass(slots=True)
@@ -35,10 +35,17 @@ class Event:
 
 
 def make(
-    changes: list[Change], commit: Commit, selected: set[str], rng: random.Random, deliver: Deliver = "normal", budget: int = 100_000
+    changes: list[Change],
+    commit: Commit,
+    selected: set[str],
+    rng: random.Random,
+    deliver: Deliver = "normal",
+    budget: int = 100_000,
+    only: str | None = None,
 ) -> list[Event]:
     """The events of a commit, merged where several records took the same change.
 
+    `deliver` says how they are told: all of them, or those of the kind `only`.
     `budget` is how many changes (a created or deleted record, each updated field) go out before the rest of an object is one overflow.
     """
     made: list[Event] = []
@@ -46,21 +53,24 @@ def make(
     overflown: dict[str, int] = {}
     sequence_shift = 0
     for change in changes:
-        if change.sobject.name not in selected or deliver == "lost":
+        how = deliver if only in (None, change.kind) else "normal"
+        if change.sobject.name not in selected or how == "lost":
             continue
         entity = change.sobject.name
-        body, changed = ({}, []) if deliver == "gap" else _body(change, rng)
+        body, changed = ({}, []) if how.startswith("gap") else _body(change, rng)
         budget -= len(changed) if change.kind == "UPDATE" else 1
-        if deliver == "overflow" or budget < 0:
+        if how == "overflow" or budget < 0:
             overflown.setdefault(entity, change.sequence)
             continue
-        kind = f"GAP_{change.kind}" if deliver == "gap" else change.kind
+        kind = f"GAP_{change.kind}" if how.startswith("gap") else change.kind
         record_ids = [change.id]
-        if deliver == "wildcard":
-            kind, body, changed, record_ids = "UPDATE", {}, [], [f"{change.sobject.prefix}*"]
+        if how.endswith("wildcard"):
+            record_ids = [f"{change.sobject.prefix}*"]
+        if how == "wildcard":
+            kind, body, changed = "UPDATE", {}, []
         same = repr((entity, kind, sorted(body.items(), key=lambda i: i[0]), sorted(changed)))
         if kind not in ("CREATE", "UNDELETE") and same in merged:
-            if deliver != "wildcard":
+            if not how.endswith("wildcard"):
                 merged[same].record_ids.append(change.id)
             sequence_shift += 1  # a merged event takes one number
             continue

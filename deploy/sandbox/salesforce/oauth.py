@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from deploy.sandbox.salesforce.errors import SalesforceError
-from deploy.sandbox.salesforce.org import CLIENT_ID, CLIENT_SECRET, USERNAME, Org
+from deploy.sandbox.salesforce.org import CLIENT_ID, CLIENT_SECRET, PASSWORD, USERNAME, Org
 
 _JWT_GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 _AUDIENCES = ("https://login.salesforce.com", "https://test.salesforce.com")
@@ -59,6 +59,7 @@ class OAuth:
         self.org = org
         self.apps = {CLIENT_ID: App(CLIENT_ID, CLIENT_SECRET)}
         self.tokens: dict[str, Token] = {}
+        self.passwords = {USERNAME: PASSWORD}
 
     def register(self, client_id: str, secret: str | None = None, pem: str | None = None, username: str = USERNAME) -> None:
         """Add an app, or give a known one another secret, key or user. Errors: ValueError on a bad key or an unknown user."""
@@ -150,7 +151,7 @@ class OAuth:
                 break
         else:
             raise error
-        if claims["exp"] > self.org.clock() + _JWT_AHEAD:
+        if claims["exp"] > self.org.now() + _JWT_AHEAD:
             raise _DeniedError("invalid_grant", "assertion expires too far in the future")
         username = str(claims["sub"])
         if username not in app.usernames:
@@ -175,7 +176,7 @@ class OAuth:
         identity = f"{base_url(request)}/id/{self.org.id}/{user_id}"
         body = {"access_token": value, "scope": "api", "instance_url": base_url(request), "id": identity, "token_type": "Bearer"}
         if signed:
-            body["issued_at"] = str(int(self.org.clock() * 1000))
+            body["issued_at"] = str(int(self.org.now() * 1000))
             digest = hmac.new((app.secret or "").encode(), (identity + body["issued_at"]).encode(), hashlib.sha256).digest()
             body["signature"] = base64.b64encode(digest).decode()
         return web.json_response(body, headers=_NO_STORE)

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -28,12 +29,13 @@ class Result:
 
 @dataclass(slots=True)
 class Columns:
-    """A result as a table: the names over the columns, their fields and how to read them, the rows."""
+    """A result as a table: the names over the columns, their fields and how to read them; `rows` runs the query."""
 
+    sobject: str
     names: list[str]
     fields: list[Field]
     getters: list[Getter]
-    rows: list[Row]
+    rows: Callable[[], list[Row]]
     ordered: bool
 
 
@@ -61,8 +63,11 @@ def columns(store: Store, text: str, *, deleted: bool = False, schema: Schema | 
     named = [plan.column(p) for p in paths]
     if any(f.type == "address" for _, f in named):
         raise refused("API_ERROR", "Selecting compound data not supported in Bulk Query")
-    rows = _rows(plan, query, deleted, sees)
-    return Columns([n for n, _ in named], [f for _, f in named], [plan.getter(p) for p in paths], rows, bool(query.order))
+    if query.where:
+        plan.condition(query.where)  # its names are checked now, it runs later
+    rows = partial(_rows, plan, query, deleted, sees)
+    getters = [plan.getter(p) for p in paths]
+    return Columns(plan.sobject.name, [n for n, _ in named], [f for _, f in named], getters, rows, bool(query.order))
 
 
 def _plan(store: Store, schema: Schema, query: soql.Query, text: str, api: str) -> Plan:

@@ -181,8 +181,21 @@ def seed(org: Org, records: int, seed: int) -> None:
             (accounts if kind == "Account" else contacts if kind == "Contact" else []).append(row["Id"])
 
 
+def add_user(org: Org, username: str) -> str:
+    """The id of the user of that name, made where there is none."""
+    sobject = org.schema.objects["User"]
+    for row in org.store.live(sobject):
+        if row["Username"] == username:
+            return str(row["Id"])
+    people = People(random.Random(len(org.store.tables["User"].rows)))
+    written = people.user(0) | {"Username": username, "Email": username}
+    row = _row(org, sobject, written, people, 0)
+    org.store.put(sobject, row)
+    return str(row["Id"])
+
+
 def _row(org: Org, sobject: SObject, written: dict[str, Any], people: People, number: int) -> dict[str, Any]:
-    modified = org.clock() - people.rng.uniform(3600, 2 * 365 * 86400)
+    modified = org.now() - people.rng.uniform(3600, 2 * 365 * 86400)
     row = {name: f.default for name, f in sobject.fields.items()} | written
     row |= {"Id": org.store.new_id(sobject), "IsDeleted": False}
     row["CreatedDate"] = values.iso(modified - people.rng.uniform(0, 10**7))

@@ -4,6 +4,7 @@ Says only what exists; values are checked in `values.py`, told to clients in `de
 """
 
 import re
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -131,20 +132,42 @@ class Schema:
         self.selected = {name for name in self.objects if name != "User"}
         self._lower = {name.lower(): name for name in self.objects}
         for name, fields in (custom or {}).items():
-            self._extend(str(name), fields)
+            self.extend(str(name), fields)
 
-    def _extend(self, name: str, fields: Any) -> None:
+    def extend(self, name: str, fields: Any) -> None:
+        """Add custom fields to an object; a custom object or platform event that is not there is made. Errors: ValueError."""
         if name not in self.objects:
-            if not re.fullmatch(r"[A-Za-z]\w*__c", name):
-                raise ValueError(f"{name}: neither a standard object of the sandbox nor a custom object (its name would end in __c)")
-            prefix = f"a0{len(self.objects) - len(OBJECTS):x}"
-            self.objects[name] = _standard(name, f"{prefix}\nName string:80 name\nOwnerId reference:User owner")
+            if not re.fullmatch(r"[A-Za-z]\w*__[ce]", name):
+                raise ValueError(
+                    f"{name}: neither a standard object of the sandbox nor a custom object (named …__c) or platform event (…__e)"
+                )
+            number = sum(o.custom or o.event for o in self.objects.values())
+            if name.endswith("__e"):
+                self.objects[name] = SObject(name, f"e0{number:x}"[:3])
+                for line in ("CreatedDate datetime ro", "CreatedById reference:User ro"):
+                    self.objects[name].add(_parse(line))
+            else:
+                self.objects[name] = _standard(name, f"a0{number:x}\nName string:80 name\nOwnerId reference:User owner")
+                self.selected.add(name)
             self._lower[name.lower()] = name
-            self.selected.add(name)
         if not isinstance(fields, dict):
             raise ValueError(f"{name}: expected a map of custom fields, e.g. `Score__c: {{type: double}}`")
         for field_name, options in fields.items():
-            self.objects[name].add(_custom_field(name, str(field_name), options if isinstance(options, dict) else {"type": options}))
+            if str(field_name) not in self.objects[name].fields:
+                self.objects[name].add(_custom_field(name, str(field_name), options if isinstance(options, dict) else {"type": options}))
+
+    def without(self, hidden: dict[str, set[str]], closed: set[str]) -> "Schema":
+        """A copy in which these fields (by object) and objects do not exist."""
+        made = copy(self)
+        made.objects = {name: o for name, o in self.objects.items() if name not in closed}
+        made._lower = {name.lower(): name for name in made.objects}
+        for name, fields in hidden.items():
+            if name in made.objects:
+                made.objects[name] = SObject(name, self.objects[name].prefix)
+                for f in self.objects[name].fields.values():
+                    if f.name not in fields:
+                        made.objects[name].add(f)
+        return made
 
     def get(self, name: str) -> SObject | None:
         """The object of that name, without regard to case, as Salesforce looks it up."""

@@ -1,14 +1,18 @@
 """Puts the sandbox org together and on the wire. The only module here that knows all the others."""
 
 import asyncio
+from email.utils import formatdate
 from pathlib import Path
 
 from aiohttp import web
 
 from deploy.sandbox import serve
 from deploy.sandbox.salesforce import scenario, schema
+from deploy.sandbox.salesforce.bulk import Bulk
 from deploy.sandbox.salesforce.cometd import Cometd
 from deploy.sandbox.salesforce.control import Control
+from deploy.sandbox.salesforce.desk import Desk
+from deploy.sandbox.salesforce.gate import Gate
 from deploy.sandbox.salesforce.oauth import OAuth
 from deploy.sandbox.salesforce.org import CLIENT_ID, CLIENT_SECRET, USERNAME, Org
 from deploy.sandbox.salesforce.rest import Rest
@@ -37,13 +41,17 @@ class Sandbox:
         if jwt_key is not None:
             self.oauth.register_file(jwt_key)
         self.cometd = Cometd(self.org, self.oauth)
-        self.rest = Rest(self.org, self.oauth)
+        self.gate = Gate(self.org, self.oauth)
+        self.rest = Rest(self.org, self.gate, self.cometd)
+        self.bulk = Bulk(self.org, self.gate, seed)
         self.control = Control(self.org, self.oauth, self.cometd)
+        desk = Desk(self.org, self.oauth, self.cometd)
         app = web.Application(middlewares=[serve.control_guard, self._faults], client_max_size=64 * 2**20)
         app.add_routes([web.post("/cometd", self.cometd.handle), web.post("/cometd/{version:.*}", self.cometd.handle)])
         app.add_routes([web.post("/services/oauth2/token", self.oauth.token), web.post("/services/oauth2/revoke", self.oauth.revoke)])
-        app.add_routes(self.control.routes() + self.rest.routes())
-        self.listener = self.control.listener = serve.Listener(app, port, host)
+        app.add_routes(self.control.routes() + desk.routes() + self.bulk.routes() + self.rest.routes())
+        app.on_response_prepare.append(self._dated)
+        self.listener = self.control.strike.listener = serve.Listener(app, port, host)
 
     @property
     def url(self) -> str:
@@ -55,6 +63,7 @@ class Sandbox:
 
     async def stop(self) -> None:
         await self.control.close()
+        await self.bulk.close()
         self.cometd.forget_sessions()
         await self.listener.stop()
 
@@ -70,17 +79,41 @@ class Sandbox:
     @web.middleware
     async def _faults(self, request: web.Request, handler: serve.Handler) -> web.StreamResponse:
         """Faults that strike before any meaning is read: late, an HTML page, nothing, a cut socket."""
-        path = request.path
+        path, take = request.path, self.org.faults.take
         if path.startswith("/sandbox/"):
             return await handler(request)
         kind = "cometd" if path.startswith("/cometd") else "token" if path.startswith("/services/oauth2") else "rest"
-        if slow := self.org.faults.take("slow", "all", kind):
+        kinds = ("all", kind, "bulk") if "/jobs/" in path else ("all", kind)
+        if slow := take("slow", *kinds):
             await asyncio.sleep(slow.seconds)
-        if kind == "cometd" and self.org.faults.take("drop-connections", "request"):
+        down = take("token-endpoint-down", "html", "cut") if kind == "token" else None
+        if (kind == "cometd" and take("drop-connections", "request")) or (down and down.variant == "cut"):
             if request.transport:
                 request.transport.abort()
             return web.Response()
         for name, status in (("html-503", 503), ("html-200", 200), ("empty-body", 200)):
-            if self.org.faults.take(name, "all", kind):
+            if (down and name == "html-503") or take(name, *kinds):
                 return web.Response(status=status, text="" if name == "empty-body" else _HTML, content_type="text/html")
+        if stalled := take("stalled", *kinds):
+            return await _stall(request, await handler(request), stalled.seconds)
         return await handler(request)
+
+    async def _dated(self, _request: web.Request, response: web.StreamResponse) -> None:
+        """The Date header tells the org's clock, which may be wrong."""
+        response.headers["Date"] = formatdate(self.org.now(), usegmt=True)
+
+
+async def _stall(request: web.Request, whole: web.StreamResponse, seconds: float) -> web.StreamResponse:
+    """The head and half of the body of a reply, then silence, then the socket is cut."""
+    if whole.prepared or not isinstance(whole, web.Response) or not isinstance(whole.body, bytes) or len(whole.body) < 2:
+        await asyncio.sleep(seconds)
+        return whole
+    headers = {k: v for k, v in whole.headers.items() if k not in ("Content-Length", "Transfer-Encoding")}
+    partial = web.StreamResponse(status=whole.status, headers=headers)
+    partial.content_length = len(whole.body)
+    await partial.prepare(request)
+    await partial.write(whole.body[: len(whole.body) // 2])
+    await asyncio.sleep(seconds)
+    if request.transport:
+        request.transport.abort()
+    return partial

@@ -43,13 +43,19 @@ class Table:
 class Store:
     def __init__(self, schema: Schema, seed: int = 0) -> None:
         self.schema = schema
-        rng = random.Random(seed)  # own sequence: ids depend on the seed alone
-        self.tables = {
-            name: Table(
-                external={f.name: {} for f in o.fields.values() if f.external_id or f.unique}, next_number=rng.randrange(62**3, 62**4)
-            )
-            for name, o in schema.objects.items()
-        }
+        self._rng = random.Random(seed)  # own sequence: ids depend on the seed alone
+        self.tables: dict[str, Table] = {}
+        for sobject in schema.objects.values():
+            self.add(sobject)
+
+    def add(self, sobject: SObject) -> None:
+        """A table for an object that has none, an index for an external id that has none."""
+        table = self.tables.get(sobject.name)
+        if table is None:
+            table = self.tables[sobject.name] = Table(next_number=self._rng.randrange(62**3, 62**4))
+        for f in sobject.fields.values():
+            if (f.external_id or f.unique) and f.name not in table.external:
+                table.external[f.name] = {}
 
     def new_id(self, sobject: SObject) -> str:
         table = self.tables[sobject.name]
@@ -148,6 +154,10 @@ class Transaction:
             raise bad("UNDELETE_FAILED", "Entity is not in the recycle bin")
         self._unique(sobject, record_id, row)
         self._touch(sobject, "UNDELETE", row, row | {"IsDeleted": False, "LastModifiedById": self.user_id})
+
+    def touched(self) -> list[Change]:
+        """What the transaction has done so far."""
+        return list(self._touched.values())
 
     def unselected(self) -> None:
         """A change of some object that nobody subscribed to: takes a sequence number, leaves a hole."""

@@ -1,0 +1,106 @@
+"""Further control paths of the sandbox org: users and their rights, objects added while it runs, channels, what was lost."""
+
+from typing import Any
+
+from aiohttp import web
+
+from deploy.sandbox import serve
+from deploy.sandbox.salesforce import scenario
+from deploy.sandbox.salesforce.cometd import Cometd
+from deploy.sandbox.salesforce.delivery import Channel
+from deploy.sandbox.salesforce.oauth import OAuth
+from deploy.sandbox.salesforce.org import Org
+
+
+class Desk:
+    def __init__(self, org: Org, login: OAuth, cometd: Cometd) -> None:
+        self.org, self.oauth, self.cometd = org, login, cometd
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/sandbox/users", self._users),
+            web.post("/sandbox/users", self._user),
+            web.post("/sandbox/objects", self._objects),
+            web.post("/sandbox/channels", self._channel),
+            web.get("/sandbox/lost", self._lost),
+            web.get("/sandbox/limits", self._limits),
+        ]
+
+    async def _users(self, _request: web.Request) -> web.Response:
+        rows = self.org.store.live(self.org.schema.objects["User"])
+        return serve.json({"users": [{"id": r["Id"], "username": r["Username"], **self.org.access.of(r["Id"]).as_dict()} for r in rows]})
+
+    async def _user(self, request: web.Request) -> web.Response:
+        """`{"username", "client_id"?, "client_secret"?, "password"?, "active"?, "hidden"?: {object: [fields]}, "closed"?: [objects],
+        "view_all_data"?, "view_all_records"?: [objects], "shared"?: [ids]}`: the user is made where he is not there."""
+        given = await serve.body(request)
+        username = given.get("username")
+        if not isinstance(username, str) or "@" not in username:
+            raise ValueError("username: expected one such as reader@example.org")
+        known = {
+            "username",
+            "client_id",
+            "client_secret",
+            "password",
+            "active",
+            "hidden",
+            "closed",
+            "view_all_data",
+            "view_all_records",
+            "shared",
+        }
+        if unknown := set(given) - known:
+            raise ValueError(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
+        user_id = scenario.add_user(self.org, username)
+        if (active := given.get("active")) is not None:
+            row = self.org.store.anywhere(user_id) or {}
+            self.org.store.put(self.org.schema.objects["User"], row | {"IsActive": active is not False})
+        rights = self.org.access.change(user_id, given)
+        if given.get("client_id"):
+            self.oauth.register(str(given["client_id"]), given.get("client_secret"), None, username)
+        if given.get("password"):
+            self.oauth.passwords[username] = str(given["password"])
+        self.cometd.wake()
+        return serve.json({"id": user_id, "username": username} | rights.as_dict())
+
+    async def _objects(self, request: web.Request) -> web.Response:
+        """`{"Canary__e": {"Nonce__c": "string"}, "Contact": {"Score__c": "double"}}`: what a file of custom fields holds, while it runs."""
+        given = await serve.body(request)
+        self.org.extend(given)
+        return serve.json({"objects": sorted(self.org.schema.objects)})
+
+    async def _channel(self, request: web.Request) -> web.Response:
+        """`{"name": "/data/Sales__chn", "entities": ["Lead"], "enriched"?: {"Lead": ["Email"]}}`: a custom channel; `/event/…__chn` is one
+        of platform events."""
+        given = await serve.body(request)
+        name, entities, enriched = given.get("name"), given.get("entities"), given.get("enriched", {})
+        if not isinstance(name, str) or not name.startswith(("/data/", "/event/")) or not isinstance(entities, list) or not entities:
+            raise ValueError('expected {"name": "/data/…__chn", "entities": [object names]}')
+        members = [self._object(e) for e in entities]
+        if any(o.event != name.startswith("/event/") for o in members):
+            raise ValueError(f"{name}: platform events go on channels /event/…__chn, changes of records on /data/…__chn")
+        fields = {self._object(o).name: self._fields(o, names) for o, names in (enriched if isinstance(enriched, dict) else {}).items()}
+        self.cometd.delivery.custom[name] = Channel({o.name for o in members}, fields)
+        return serve.json({"name": name})
+
+    def _object(self, name: Any) -> Any:
+        if (found := self.org.schema.get(str(name))) is None:
+            raise ValueError(f"no object named {name!r}; there are: {', '.join(self.org.schema.objects)}")
+        return found
+
+    def _fields(self, sobject: str, names: Any) -> list[str]:
+        found = self._object(sobject)
+        if not isinstance(names, list) or len(names) > 10:
+            raise ValueError(f"enriched: {sobject} takes a list of at most 10 fields")
+        if missing := [n for n in names if str(n).lower() not in found.by_lower]:
+            raise ValueError(f"enriched: {sobject} has no field {missing[0]!r}")
+        return [found.by_lower[str(n).lower()].name for n in names]
+
+    async def _lost(self, _request: web.Request) -> web.Response:
+        """`[replay id, entity, record ids]` of every event that the fault drop-events lost in the bus."""
+        return serve.json({"lost": self.org.lost})
+
+    async def _limits(self, _request: web.Request) -> web.Response:
+        """What /limits shows, at no cost and without lag, and how many calls were refused."""
+        refused = {name.removeprefix("refused by "): n for name, n in self.org.counts.items() if name.startswith("refused by ")}
+        return serve.json({"limits": self.org.limits.table(len(self.cometd.alive())), "refused": refused})
