@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -23,6 +24,7 @@ from streams import metrics
 from streams.engine.stage import Chunk, Output, Partition, Record, Result, Stage
 from streams.publish import MAX_RECORD
 from streams.salesforce.auth import Login
+from streams.salesforce.limits import Step
 from streams.salesforce.messages import id18
 from streams.salesforce.positions import Durable, Positions
 from streams.salesforce.rest import IDS_PER_CALL, Rest, Row, check_id
@@ -32,6 +34,8 @@ from streams.topics import Topics
 CALLS = 2
 """Calls of one sObject at a time: ids that come meanwhile share the next call, a single id is read at once."""
 CALL_SECONDS = 300.0
+GATHER_SECONDS = 10.0
+"""Ids wait so long for others while the org's calls run short."""
 STAGE = "fetch"
 
 
@@ -59,6 +63,7 @@ class _Read:
 @dataclass(slots=True)
 class _Batch:
     ids: dict[str, None] = field(default_factory=dict)
+    full: asyncio.Event = field(default_factory=asyncio.Event)
     task: "asyncio.Task[_Read] | None" = None
 
 
@@ -186,16 +191,23 @@ class Fetch:
         """Rows of these ids, in a call shared with the other partitions. Raises the classes of Rest."""
         batch = self._open.get(sobject)
         if batch is None or len(batch.ids.keys() | set(ids)) > IDS_PER_CALL:
+            if batch is not None:
+                batch.full.set()  # nobody joins it any more
             batch = self._open[sobject] = _Batch()
             batch.task = asyncio.create_task(self._call(sobject, batch))
             batch.task.add_done_callback(lambda task: task.cancelled() or task.exception())  # those who asked may be gone
         batch.ids.update(dict.fromkeys(ids))
+        if len(batch.ids) == IDS_PER_CALL:
+            batch.full.set()
         if batch.task is None:
             raise RuntimeError("a batch without its task")
         return await asyncio.shield(batch.task)
 
     async def _call(self, sobject: str, batch: _Batch) -> _Read:
         async with self._slots[sobject]:
+            if self._rest.step >= Step.BATCH:  # the calls of the day run short: ids wait a while to share one
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(batch.full.wait(), GATHER_SECONDS)
             if self._open.get(sobject) is batch:
                 del self._open[sobject]  # from here on nobody joins
             durable = await self._positions.durable(self._connection, self._config.channels, sobject)

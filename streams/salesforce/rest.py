@@ -25,7 +25,7 @@ from models.flow import Salesforce
 from models.scrub import scrub
 from streams import metrics
 from streams.salesforce.auth import Login, Token, second_of
-from streams.salesforce.limits import DAILY_CALLS, LimitReachedError, refused_for_a_limit
+from streams.salesforce.limits import DAILY_CALLS, LimitReachedError, Step, refused_for_a_limit
 
 Row = dict[str, Any]
 TIMEOUT = (10.0, 130.0)
@@ -107,6 +107,11 @@ class Rest:
         """Made so far, by purpose."""
         self._made: tuple[Token, Client] | None = None
         self._making = threading.Lock()
+
+    @property
+    def step(self) -> Step:
+        """What must be done without now, to stay within the org's limits."""
+        return self._login.budget.step
 
     async def query(self, soql: str, purpose: str, *, deleted: bool = False) -> Answer:
         """All rows of a query; `deleted` adds those in the recycle bin. Raises the four classes."""

@@ -8,16 +8,19 @@ from typing import Any
 import orjson
 import pytest
 
+from agents import fetch
 from agents.fetch import Fetch, fetch_stage
 from agents.guard import Guard
 from models.envelope import Envelope, Kind, Reason
 from models.settings import Settings
 from streams.engine.stage import Chunk, Output
 from streams.publish import Publisher
+from streams.salesforce.limits import Step
 from streams.salesforce.positions import Position, output
+from streams.salesforce.rest import IDS_PER_CALL
 from streams.topics import Topics
 from tests.support.memory import MemoryPartition, MemoryRecord
-from tests.support.salesforce import FIELDS, Desk, flow_for, installation, org
+from tests.support.salesforce import FIELDS, Desk, flow_for, installation, org, until
 
 pytestmark = pytest.mark.kafka
 
@@ -176,6 +179,29 @@ async def test_an_org_that_is_away_is_waited_for(bench: Bench, desk: Desk, fault
     await desk.fault(fault, **options)
     rows, dead = await bench.ask({"sobject": "Contact", "id": person})
     assert (len(rows), dead) == (1, [])
+
+
+async def test_when_calls_run_short_ids_wait_for_each_other_and_a_full_call_waits_for_nobody(
+    bench: Bench, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people = [await desk.create(f"Ames {n}") for n in range(3)]
+    budget = bench.agent._rest._login.budget
+    budget.most = 100
+    budget._keep(80)
+    assert budget.step >= Step.BATCH
+    monkeypatch.setattr(fetch, "GATHER_SECONDS", 0.5)
+    asked = []
+    for number, person in enumerate(people):
+        asked.append(asyncio.create_task(bench.ask({"sobject": "Contact", "id": person}, partition=number)))
+        await until(lambda: asyncio.sleep(0, list(bench.agent._open.get("Contact", fetch._Batch()).ids)), people[: number + 1].__eq__)
+    assert [len(rows) for rows, _ in await asyncio.gather(*asked)] == [1, 1, 1]
+    assert await calls(desk) == 1
+    budget.most = 100  # the org's own figure has come with the reply
+    monkeypatch.setattr(fetch, "GATHER_SECONDS", 3600.0)
+    many = [{"sobject": "Contact", "id": f"003Qx00000{n:05d}AAA"} for n in range(IDS_PER_CALL)]
+    async with asyncio.timeout(60):
+        rows, _ = await bench.ask(*many)
+    assert len(rows) == IDS_PER_CALL
 
 
 async def test_the_stage_reads_the_requests_of_its_connection(settings: Settings, desk: Desk) -> None:
