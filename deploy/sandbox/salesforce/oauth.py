@@ -95,6 +95,8 @@ class OAuth:
         form = await request.post()
         given = {name: value for name, value in form.items() if isinstance(value, str)}
         try:
+            if self.org.faults.take("token-endpoint-down", "rate"):
+                raise _DeniedError("rate_limit_exceeded", "login rate exceeded")
             if self.org.faults.peek("revoke"):
                 self.org.faults.note("revoke")
                 raise _DeniedError("invalid_grant", "expired access/refresh token")
