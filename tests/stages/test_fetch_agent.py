@@ -16,6 +16,7 @@ from models.settings import Settings
 from streams.engine.stage import Chunk, Output
 from streams.publish import Publisher
 from streams.salesforce.limits import Step
+from streams.salesforce.messages import id18
 from streams.salesforce.positions import Position, output
 from streams.salesforce.rest import IDS_PER_CALL
 from streams.topics import Topics
@@ -198,7 +199,7 @@ async def test_when_calls_run_short_ids_wait_for_each_other_and_a_full_call_wait
     assert await calls(desk) == 1
     budget.most = 100  # the org's own figure has come with the reply
     monkeypatch.setattr(fetch, "GATHER_SECONDS", 3600.0)
-    many = [{"sobject": "Contact", "id": f"003Qx00000{n:05d}AAA"} for n in range(IDS_PER_CALL)]
+    many = [{"sobject": "Contact", "id": id18(f"003Qx00000{n:05d}")} for n in range(IDS_PER_CALL)]
     async with asyncio.timeout(60):
         rows, _ = await bench.ask(*many)
     assert len(rows) == IDS_PER_CALL
