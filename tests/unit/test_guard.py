@@ -8,7 +8,7 @@ import pytest
 
 from agents.guard import LARGEST_LETTER, LONGEST_BELIEVED, Guard, dead_letter_output, per_record, split
 from models.dead_letter import DeadLetter
-from models.errors import FatalError, HeadraceError, PausedError, PermanentError, SettingsError, TemporaryError
+from models.errors import CodeError, FatalError, HeadraceError, PausedError, PermanentError, SettingsError, TemporaryError
 from streams import metrics
 from streams.engine.stage import Abandoned, Output
 from streams.topics import Topics
@@ -218,3 +218,20 @@ async def test_a_refused_batch_is_halved_until_only_the_guilty_are_left(bad: set
     assert written == set(range(10)) - bad
     assert set(guilty) == bad
     assert all(str(error) == "1 of 1" for error in guilty.values())
+
+
+async def test_a_letter_fits_into_kafka_whatever_its_record_was() -> None:
+    for key, value in ((b"k" * 900_000, b"v"), (b"k" * 600_000, b"v" * 390_000), (b"k", b"v" * 990_000)):
+        original = MemoryRecord("unit.in.acme.Contact", 7, key, value, partition=3)
+        out = dead_letter_output("process", original, PermanentError("too odd"), topics=TOPICS, redrive_to="unit.in.acme.Contact")
+        assert len(out.key or b"") + len(out.value or b"") < LARGEST_LETTER
+        assert letter(out).offset == 7
+        assert "too large to be kept here" in letter(out).reason
+
+
+async def test_once_a_call_is_answered_the_partition_waits_for_nobody() -> None:
+    remote = Remote("ok", ValueError("a fault"))
+    assert await remote.call() == "ok"
+    with pytest.raises(CodeError):
+        await remote.call()
+    assert [reason for reason in remote.partition.waits if reason.endswith("over")] == ["call to remote over"] * 2
