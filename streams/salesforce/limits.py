@@ -137,9 +137,10 @@ class Budget:
             self._keep(used)
 
     def told(self, body: Any) -> None:
-        """What `/limits` said."""
+        """What `/limits` said. It may be minutes behind, so a figure that a reply's header brought stands."""
         self.limits.update(parse_limits(body))
-        if (calls := self.limits.get(DAILY_CALLS)) is not None and calls.most:
+        fresh = self._seen and self.clock() - self._seen[-1][0] < RECENT
+        if (calls := self.limits.get(DAILY_CALLS)) is not None and calls.most and not fresh:
             self.most = calls.most
             self._keep(calls.most - calls.left)
 

@@ -67,3 +67,13 @@ async def test_after_salesforces_own_refusal_nobody_asks_again(desk: Desk) -> No
         assert refused.value.retry_after
     assert client.calls["fetch"] == 1
     assert login.budget.step == Step.STOP
+
+
+async def test_a_day_that_is_used_up_stops_every_purpose_and_is_told_from_lost_rights(desk: Desk) -> None:
+    client, _ = rest(desk)
+    await client.limits()
+    await desk.fault("daily-limit", variant="api")
+    for purpose in ("verify", "fetch", "repair"):
+        with pytest.raises(LimitReachedError):
+            await client.count("Contact", purpose)
+    assert (await desk.state())["counts"]["refused by DailyApiRequests"] == 1

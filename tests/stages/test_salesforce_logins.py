@@ -128,6 +128,17 @@ async def test_an_endpoint_that_is_down_or_refuses_is_told_apart_and_nothing_kep
     assert kept(vault) == before
 
 
+@pytest.mark.parametrize("variant", ["html", "cut", "rate"])
+async def test_a_token_endpoint_that_is_down_is_waited_for_and_no_refusal(desk: Desk, variant: str) -> None:
+    login = Login("acme", salesforce(desk.url, auth("client_credentials", client_secret=CLIENT_SECRET)))
+    await desk.fault("token-endpoint-down", variant=variant)
+    with pytest.raises(TemporaryError) as down:
+        await login.token()
+    assert (down.value.retry_after is not None) == (variant == "rate")
+    await desk.call("DELETE", "faults?name=token-endpoint-down")
+    assert await login.token()
+
+
 async def test_access_is_granted_in_a_browser_and_kept_for_the_processes_that_wait(
     endpoint: TokenEndpoint, desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -209,6 +209,22 @@ def test_figures_of_parallel_calls_that_go_back_do_not_free_calls() -> None:
     assert budget.left == 300_000 - 211_068
 
 
+def test_what_the_list_of_limits_says_late_does_not_free_calls() -> None:
+    now = [0.0]
+    budget = Budget("acme", 1.0, clock=lambda: now[0])
+    late = {DAILY_CALLS: {"Max": 100, "Remaining": 90}}
+    budget.told(late)
+    assert budget.left == 90
+    now[0] = 500
+    budget.admit("limits")
+    budget.heard("api-usage=97/100", ok=True)
+    budget.told(late)
+    now[0] = 500 + 200  # the figures of the last two minutes are none
+    assert budget.left == 3
+    with pytest.raises(LimitReachedError):
+        budget.admit("fetch")
+
+
 def test_after_a_refusal_nobody_asks_until_it_may_be_over_and_then_one() -> None:
     now = [0.0]
     budget = Budget("acme", clock=lambda: now[0])
