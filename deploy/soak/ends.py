@@ -20,8 +20,8 @@ KAFKA_AWAY = re.compile(
     r"KafkaConnectionError|NodeNotReady|RequestTimedOut|Coordinator\w*Error|Kafka is not to be reached|cannot be reached|batch delivery"
     r"|it is not known whether|TimeoutError"
 )
-NEVER = re.compile(r"AssertionError|CancelledError|KeyError|TypeError|AttributeError|IndexError|NameError|UnboundLocalError|RuntimeError")
-"""No fault of the world makes these."""
+NEVER = re.compile(r"AssertionError|KeyError|TypeError|AttributeError|IndexError|NameError|UnboundLocalError|RuntimeError")
+"""No fault of the world makes these, nor a cancellation as the last word. (Further up the chain it is what a time-out is made of.)"""
 RAISED = re.compile(r"^[\s|]*((?:[\w.]*(?:Error|Exception|Fenced)\b|Exception).*)$", re.MULTILINE)
 """The lines of a traceback that say what was raised; each error of a chain has one."""
 
@@ -79,7 +79,7 @@ def explains(struck: Struck, end: End) -> bool:
     mine = planned.target == end.process
     if end.how == "signal 9":
         return mine and planned.name in KILLS and struck.near(end.at, KILLED_SECONDS)
-    if NEVER.search(end.words) or not struck.near(end.at, LATER_SECONDS):
+    if NEVER.search(end.words) or "CancelledError" in end.words.splitlines()[-1] or not struck.near(end.at, LATER_SECONDS):
         return False
     if FENCED.search(end.words):  # a transaction that Kafka could not end in time is fenced by Kafka itself
         return (mine and planned.name == "suspend") or planned.target == "kafka"

@@ -152,6 +152,12 @@ def test_no_log_is_no_end(tmp_path: Path) -> None:
             True,
         ),
         (End("worker", 103.0, "exit code 70", "commit failed: aiokafka was odd"), struck("kill", "kafka"), False),
+        (End("worker", 103.0, "exit code 70", "x", "asyncio.CancelledError\nTimeoutError\nFatalError: y"), struck("kill", "kafka"), True),
+        (
+            End("worker", 103.0, "exit code 1", "x", "FatalError: Kafka is not to be reached\nCancelledError"),
+            struck("kill", "kafka"),
+            False,
+        ),
         (End("worker", 103.0, "exit code 1", "Kafka cannot be reached"), struck("away", "postgres"), False),
         (End("worker", 103.0, "signal 11", ""), struck("kill", "worker"), False),
     ],
