@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 import structlog
 
-from models.errors import PausedError, TemporaryError
+from models.errors import PausedError, SettingsError, TemporaryError
 from models.flow import Auth, Salesforce
 from models.scrub import scrub
 from streams import metrics
@@ -99,7 +99,9 @@ class Login:
         return state.budget
 
     async def token(self) -> Token:
-        """The cached token, or a new one. Raises TemporaryError (network, rate limit), PausedError (refused), SettingsError (key file)."""
+        """The cached token, or a new one. Raises TemporaryError (network, rate limit), PausedError (refused), and while there was none yet
+        SettingsError (key file).
+        """
         state, now = self._state, self._clock()
         if state.token is not None and now < state.renew_at:
             return state.token
@@ -137,12 +139,14 @@ class Login:
         try:
             token = await (asyncio.to_thread(self._renew, self._vault) if self._vault else self._ask(self._form()))
             outcome = "ok"
-        except PausedError as error:
+        except (PausedError, SettingsError) as error:
             outcome = "refused"
+            if isinstance(error, SettingsError) and not state.ends:
+                raise  # at the start a person stands by; later a key file may be away for a moment
             if state.refused is None:
-                log.error("login refused", alert=True, connection=self.connection, reason=scrub(error.reason))  # noqa: TRY400 - no fault
-            state.refused, state.refused_at = error, self._clock()
-            raise
+                log.error("login refused", alert=True, connection=self.connection, reason=scrub(str(error)))  # noqa: TRY400 - no fault
+            state.refused, state.refused_at = PausedError(str(error)), self._clock()
+            raise state.refused from None
         finally:
             metrics.LOGINS.labels(self.connection, outcome).inc()
         return token

@@ -156,6 +156,23 @@ async def test_a_refused_login_stays_refused_for_whoever_asks_too_often(
     assert await one.token()
 
 
+async def test_a_key_file_that_goes_away_ends_the_start_and_later_only_pauses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Login, "_ask", Endpoint())
+    monkeypatch.setattr("jwt.encode", lambda *_, **__: "assertion")
+    one = Login("acme", config("jwt", key_file="acme.pem"), tmp_path)
+    with pytest.raises(SettingsError, match=r"acme\.pem"):
+        await one.token()
+    (tmp_path / "acme.pem").write_text("key")
+    token = await one.token()
+    one.reject(token)
+    (tmp_path / "acme.pem").unlink()
+    with pytest.raises(PausedError, match=r"acme\.pem"):
+        await one.token()
+    (tmp_path / "acme.pem").write_text("key")
+    one._state.recent.clear()
+    assert await one.token() is not token
+
+
 async def test_a_wrong_password_is_tried_once_a_minute_so_that_it_locks_nobody_out(
     endpoint: Endpoint, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
