@@ -17,7 +17,7 @@ from tests.support.workers import Bench, Worker, bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(180)]
 
-LONG = 600.0  # a session that nobody can wait for in a test
+LONG = 600.0  # a session, and a rebalance (drain and a little), that nobody can wait for in a test
 
 
 async def lives(b: Bench, expected: int) -> int:
@@ -49,7 +49,7 @@ async def numbers(worker: Worker, times: int = 1) -> list[int]:
 
 
 async def test_a_record_that_kills_the_process_each_time_becomes_a_dead_letter_and_no_other_does(kafka: str, tmp_path: Path) -> None:
-    async with bench(kafka, tmp_path, partitions=2) as b:
+    async with bench(kafka, tmp_path, partitions=2, drain_seconds=LONG) as b:
         await b.send(1, partition=0)
         await b.send(1, partition=0, do="kill")
         await b.send(2, partition=0)
@@ -63,7 +63,7 @@ async def test_a_record_that_kills_the_process_each_time_becomes_a_dead_letter_a
 
 
 async def test_a_record_whose_handler_raises_each_time_becomes_a_dead_letter_and_no_other_does(kafka: str, tmp_path: Path) -> None:
-    async with bench(kafka, tmp_path, partitions=1) as b:
+    async with bench(kafka, tmp_path, partitions=1, drain_seconds=LONG) as b:
         await b.send(2)
         await b.send(1, do="poison")
         await b.send(1)
@@ -98,7 +98,7 @@ async def test_a_topic_that_takes_only_smaller_records_is_refused_at_the_start(k
 
 
 async def test_a_worker_that_comes_back_after_a_kill_does_not_wait_for_its_own_session(kafka: str, tmp_path: Path) -> None:
-    async with bench(kafka, tmp_path, session_timeout=LONG) as b:
+    async with bench(kafka, tmp_path, drain_seconds=LONG) as b:
         for n in (1, 2):
             worker = await b.start(session_timeout=LONG)
             await b.send(200)

@@ -104,7 +104,7 @@ async def test_a_killed_worker_comes_back_and_can_be_stopped_while_it_waits_for_
 
 async def test_a_killed_worker_works_again_without_waiting_for_its_session_and_counts_its_restart(start: Start, tmp_path: Path) -> None:
     port = free_port()
-    worker = start("deploy", "worker", HEADRACE_SESSION_TIMEOUT="900", HEADRACE_METRICS_PORT=str(port))
+    worker = start("deploy", "worker", HEADRACE_SESSION_TIMEOUT="900", HEADRACE_DRAIN_SECONDS="900", HEADRACE_METRICS_PORT=str(port))
     await said(tmp_path / "log", "worker started")
     (child,) = psutil.Process(worker.pid).children()
     child.kill()
