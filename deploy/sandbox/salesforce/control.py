@@ -11,7 +11,7 @@ from deploy.sandbox.salesforce import changes, events, oauth
 from deploy.sandbox.salesforce.bus import ALL
 from deploy.sandbox.salesforce.cometd import Cometd
 from deploy.sandbox.salesforce.errors import SalesforceError
-from deploy.sandbox.salesforce.org import CLIENT_ID, CLIENT_SECRET, USERNAME, Org
+from deploy.sandbox.salesforce.org import CLIENT_ID, CLIENT_SECRET, PASSWORD, USERNAME, Org
 from deploy.sandbox.salesforce.schema import SObject, channel_name
 from deploy.sandbox.salesforce.store import Transaction
 from deploy.sandbox.salesforce.strike import Strike
@@ -178,7 +178,7 @@ class Control:
 
     async def _credentials(self, request: web.Request) -> web.Response:
         address = {"url": oauth.base_url(request), "orgId": self.org.id}
-        return serve.json(address | {"client_id": CLIENT_ID, "client_secret": CLIENT_SECRET, "username": USERNAME})
+        return serve.json(address | {"client_id": CLIENT_ID, "client_secret": CLIENT_SECRET, "username": USERNAME, "password": PASSWORD})
 
     async def _app(self, request: web.Request) -> web.Response:
         """`{"client_id", "client_secret"?, "public_key"? (PEM, key or certificate), "username"?}`."""

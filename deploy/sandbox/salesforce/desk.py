@@ -9,7 +9,7 @@ from deploy.sandbox.salesforce import scenario
 from deploy.sandbox.salesforce.cometd import Cometd
 from deploy.sandbox.salesforce.delivery import Channel
 from deploy.sandbox.salesforce.oauth import OAuth
-from deploy.sandbox.salesforce.org import Org
+from deploy.sandbox.salesforce.org import CLIENT_ID, USERNAME, Org
 
 
 class Desk:
@@ -20,6 +20,8 @@ class Desk:
         return [
             web.get("/sandbox/users", self._users),
             web.post("/sandbox/users", self._user),
+            web.post("/sandbox/grants", self._grant),
+            web.delete("/sandbox/grants", self._revoke),
             web.post("/sandbox/objects", self._objects),
             web.post("/sandbox/channels", self._channel),
             web.get("/sandbox/lost", self._lost),
@@ -55,6 +57,8 @@ class Desk:
         if (active := given.get("active")) is not None:
             row = self.org.store.anywhere(user_id) or {}
             self.org.store.put(self.org.schema.objects["User"], row | {"IsActive": active is not False})
+            if active is False:
+                self.oauth.end_user(user_id)
         rights = self.org.access.change(user_id, given)
         if given.get("client_id"):
             self.oauth.register(str(given["client_id"]), given.get("client_secret"), None, username)
@@ -62,6 +66,23 @@ class Desk:
             self.oauth.passwords[username] = str(given["password"])
         self.cometd.wake()
         return serve.json({"id": user_id, "username": username} | rights.as_dict())
+
+    async def _grant(self, request: web.Request) -> web.Response:
+        """`{"username"?, "client_id"?}`: a refresh token, as the end of a web-server flow gives it."""
+        given = await serve.body(request)
+        client_id, username = str(given.get("client_id", CLIENT_ID)), str(given.get("username", USERNAME))
+        if client_id not in self.oauth.apps:
+            raise ValueError(f"client_id: no app {client_id!r}; make it at /sandbox/apps")
+        return serve.json({"refresh_token": self.oauth.grant(client_id, username).refresh})
+
+    async def _revoke(self, request: web.Request) -> web.Response:
+        """`?username=…`: end what apps were granted for that user, or for all; refresh tokens and access tokens under them."""
+        username = request.query.get("username")
+        gone = [g for g in self.oauth.grants.live if username in (None, g.username)]
+        for grant in gone:
+            self.oauth.end_grant(grant)
+        self.cometd.wake()
+        return serve.json({"ended": len(gone)})
 
     async def _objects(self, request: web.Request) -> web.Response:
         """`{"Canary__e": {"Nonce__c": "string"}, "Contact": {"Score__c": "double"}}`: what a file of custom fields holds, while it runs."""

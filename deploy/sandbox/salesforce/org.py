@@ -41,7 +41,7 @@ class Settings:
     bulk_page: int = 50_000  # rows of a Bulk result at a time
     token_seconds: float = 0.0  # life of an access token after its last use; 0: for ever
     rotate_refresh_tokens: int = 0
-    logins_per_hour: int = 0  # of one user, then rate_limit_exceeded; 0: any number
+    logins_per_hour: int = 0  # of one app, then rate_limit_exceeded; 0: any number
     overflow_after: int = 100_000
     skew: float = 0.05  # share of commits whose records carry the second before the commit's
 

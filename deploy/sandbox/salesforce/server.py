@@ -49,6 +49,9 @@ class Sandbox:
         app = web.Application(middlewares=[serve.control_guard, self._faults], client_max_size=64 * 2**20)
         app.add_routes([web.post("/cometd", self.cometd.handle), web.post("/cometd/{version:.*}", self.cometd.handle)])
         app.add_routes([web.post("/services/oauth2/token", self.oauth.token), web.post("/services/oauth2/revoke", self.oauth.revoke)])
+        app.add_routes(
+            [web.get("/services/oauth2/authorize", self.oauth.authorize), web.get("/services/oauth2/userinfo", self.oauth.userinfo)]
+        )
         app.add_routes(self.control.routes() + desk.routes() + self.bulk.routes() + self.rest.routes())
         app.on_response_prepare.append(self._dated)
         self.listener = self.control.strike.listener = serve.Listener(app, port, host)

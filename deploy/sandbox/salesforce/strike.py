@@ -50,7 +50,7 @@ class Strike:
             self.org.bus.drop_until(events[-1 if variant == "all" else (len(events) - 1) // 2].replay_id)
 
     def _merge(self, count: int) -> None:
-        """One change of very many contacts. Done twice: the first time their LastModifiedById changes for some, which keeps events apart."""
+        """One change of very many contacts. Done twice: at first LastModifiedById changes for some, which keeps events apart."""
         contact = self.org.schema.objects["Contact"]
         for text in ("Merged change", f"Merged change {self.org.bus.end}"):
             transaction = self.org.begin()
