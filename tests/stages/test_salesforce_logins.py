@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from rich.console import Console
 
 from deploy import login as command
+from deploy.check import check_files, check_online
 from deploy.sandbox.salesforce.org import CLIENT_ID, CLIENT_SECRET
 from deploy.status_view import render
 from models.errors import HeadraceError, PausedError, TemporaryError
@@ -172,6 +173,29 @@ async def test_access_is_granted_in_a_browser_and_kept_for_the_processes_that_wa
     shown = capsys.readouterr()
     assert "acme: access to org" in shown.out
     assert not [secret for secret in (*endpoint.good, *endpoint.spent, KEY, made[0].verifier) if secret in shown.out + shown.err]
+
+
+async def test_check_logs_in_with_what_is_kept_and_seals_it_with_the_first_key(endpoint: TokenEndpoint, tmp_path: Path) -> None:
+    flow, old = tmp_path / "flow.yaml", "b2" * 32
+    flow.write_text(
+        f"connections:\n  acme: {{type: salesforce, url: '{endpoint.url}', auth: {{flow: web_server, client_id: {CLIENT_ID}}}}}\n"
+        "targets: {warehouse: {type: postgres, dsn: 'postgresql://127.0.0.1:9/x'}}\n"
+        "routes: {people: {from: acme/Contact, to: warehouse, map: person}}\n"
+    )
+    endpoint.rotate = False
+    settings = Settings(token_keys=SecretStr(f"{KEY},{old}"), tokens=tmp_path / "tokens", installation="t", flow=flow)
+    wrong = [m for m in await checked(flow, settings) if "connection acme" in m]
+    assert len(wrong) == 1 and "headrace login acme" in wrong[0]
+    with Vault(tmp_path / "tokens", "t", Keys(bytes.fromhex(old))).held("acme") as held:
+        held.keep(SEED)
+    assert not [m for m in await checked(flow, settings) if "acme" in m]
+    assert kept(Vault(tmp_path / "tokens", "t", Keys(bytes.fromhex(KEY)))) == SEED
+
+
+async def checked(flow: Path, settings: Settings) -> list[str]:
+    found = check_files(flow, {})
+    await check_online(found, settings)
+    return [str(mistake) for mistake in found.document.mistakes]
 
 
 @pytest.mark.kafka
