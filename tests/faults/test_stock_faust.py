@@ -95,6 +95,7 @@ def told(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Told:
 @each
 def test_stock_faust_loses_events_or_repeats_them(told: Told, case: str) -> None:
     """A control: where it fails, the case no longer shows what ours is safe from."""
+    assert case in told.stock, told.errors
     assert CASES[case].control(told.stock[case]), f"{CASES[case].what}: {told.stock[case]}"
 
 
@@ -103,12 +104,14 @@ def test_stock_faust_loses_events_or_repeats_them(told: Told, case: str) -> None
 def test_ours_loses_nothing_and_repeats_nothing(told: Told, case: str) -> None:
     stage = CASES[case].ours
     dead = DEAD_LETTERS.get(stage, [])
+    assert stage in told.ours, told.errors
     assert told.ours[stage] == Fate(lost=dead, twice=[], done=EVENTS - len(dead)), CASES[case].what
     assert told.letters.get(stage, []) == dead
 
 
 @pytest.mark.kafka
 def test_the_faults_struck_ours_and_what_was_not_done_was_not_committed(told: Told) -> None:
+    assert not told.errors
     assert sorted(told.codes) == [[CRASH, 0, 0], [CRASH, CRASH, KILLED, 0]]
     assert told.committed == {ours.REFUSED: GUILTY, ours.HOLDS: HEAD, ours.HOLES: HEAD}
 

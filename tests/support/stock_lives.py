@@ -21,12 +21,14 @@ from tests.support import stock_ours as ours
 from tests.support.broker import settings_for, topics
 from tests.support.stock_plan import EVENTS, GUILTY, HEAD, MANY, NO_JSON, Plan
 
-HUNG = 100.0
+HUNG = 60.0
 DEAD = "dead-letters"
 MISSING = {"L9"}
 """Cases whose output topic is not there."""
 TRANSACTIONAL = {"L8", ours.HOLES}
 """Cases whose input comes by transactions, which leave holes in the offsets."""
+ENOUGH = {"L2": GUILTY + 1, "L3": MANY // 2, "L13": GUILTY + 1}
+"""Commits to wait for where an agent that takes batches raises: Faust may stop committing soon after."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class Lives:
 
         async def there() -> bool:
             committed = await self.committed()
-            return all(committed.get(case, 0) >= (MANY if case == "L3" else offset) for case in cases or self.plan.cases)
+            return all(committed.get(case, 0) >= ENOUGH.get(case, offset) for case in cases or self.plan.cases)
 
         await self.until(there, f"commit of {offset}")
 
@@ -165,7 +167,10 @@ async def lives(
     mine = module == ours.__name__
     made = [plan.source(case) for case in cases] + [plan.out(case) for case in cases if case not in MISSING]
     made += [f"{plan.name}.{DEAD}"]
-    async with topics(at, made, [f"{plan.name}.{ours.table(case)}-changelog" for case in cases if mine]):
+    compacted = [f"{plan.name}.{ours.table(case)}-changelog" for case in cases if mine]
+    if "L12" in cases:  # Faust would make it, and sometimes not see it afterwards
+        compacted = [f"{plan.name}.stock-seen-changelog"]
+    async with topics(at, made, compacted):
         found = Lives(plan, at, module, plan.name if mine else f"{plan.name}.stock", environ)
         await found.admin.start()
         try:
