@@ -119,7 +119,7 @@ class Access:
         sobject = self.org.schema.objects[entity]
         event = orjson.loads(data)
         payload = event["payload"]
-        changed = payload["ChangeEventHeader"].get("changedFields", [])
+        changed = payload.get("ChangeEventHeader", {}).get("changedFields", [])
         for name in hidden:
             found = sobject.fields[name]
             path = f"{found.compound}.{found.component}" if found.compound else name

@@ -83,6 +83,8 @@ class Control:
         sobject = self._sobject(str(change.get("type")))
         if not isinstance(written, dict):
             raise ValueError("values: expected an object")
+        if sobject.event:
+            raise ValueError(f"{sobject.name} is a platform event: publish it with POST /services/data/v67.0/sobjects/{sobject.name}")
         match op:
             case "create":
                 return transaction.create(sobject, written)

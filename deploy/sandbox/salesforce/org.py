@@ -2,18 +2,19 @@
 
 import random
 import time
+import uuid
 from collections import Counter
 from dataclasses import dataclass, fields
 from typing import Any
 
 from deploy.sandbox.faults import Faults
-from deploy.sandbox.salesforce import events, ids
+from deploy.sandbox.salesforce import events, ids, values
 from deploy.sandbox.salesforce.access import Access
 from deploy.sandbox.salesforce.bus import Bus
 from deploy.sandbox.salesforce.kinds import KINDS, LOSSES
-from deploy.sandbox.salesforce.limits import Limits
-from deploy.sandbox.salesforce.schema import Schema
-from deploy.sandbox.salesforce.store import Change, Store, Transaction
+from deploy.sandbox.salesforce.limits import PUBLISHED, Limits
+from deploy.sandbox.salesforce.schema import Schema, SObject
+from deploy.sandbox.salesforce.store import Change, Row, Store, Transaction
 
 USERNAME = "integration@example.org"
 CLIENT_ID = "sandbox-consumer-key"
@@ -139,6 +140,25 @@ class Org:
             if self.faults.take(name):
                 return name, None
         return "normal", None
+
+    def publish_event(self, sobject: SObject, written: Row, user_id: str) -> dict[str, Any]:
+        """Publish a platform event; the result as REST tells it. Errors: SalesforceError."""
+        given = self.begin(user_id).checked(sobject, written)
+        now = self.now()
+        moment = values.iso(now)[:-5] + f".{int(now * 1000) % 1000:03d}Z"
+        carried = {f.name: given.get(f.name, f.default) for f in sobject.fields.values() if not f.hidden}
+        payload = carried | {"CreatedDate": moment, "CreatedById": user_id}
+        event_id = str(uuid.uuid4())
+        self.limits.spend(PUBLISHED)
+        armed = self.faults.peek("drop-events", "bus")
+        if armed and self._chance.random() < armed.rate and self.faults.take("drop-events"):
+            self.lost.append((self.bus.lose(), sobject.name, []))
+        else:
+            data = {"schema": self.schemas[sobject.name], "payload": payload, "event": {"EventUuid": event_id}}
+            self.bus.publish(sobject.name, [], data, frozenset({sobject.channel}), at=now)
+            self.bus.wake()
+        told = {"statusCode": "OPERATION_ENQUEUED", "message": event_id, "fields": []}
+        return {"id": "e01xx0000000001AAA", "success": True, "errors": [told]}
 
     def trigger(self, transaction: Transaction) -> None:
         """The fault `trigger`: a second change in the same transaction, of the same record or of its account (else a new task)."""

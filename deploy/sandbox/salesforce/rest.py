@@ -124,6 +124,8 @@ class Rest:
 
     async def _create(self, request: web.Request, caller: Caller) -> web.Response:
         sobject, written = sobject_of(request, caller), await body(request)
+        if sobject.event:
+            return json(self.org.publish_event(sobject, written, caller.user_id), 201)
         transaction = self.org.begin(caller.user_id)
         record_id = transaction.create(writable(self.org, caller, sobject, written), written)
         commit(self.org, request, transaction)

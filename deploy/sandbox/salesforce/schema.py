@@ -144,7 +144,12 @@ class Schema:
             number = sum(o.custom or o.event for o in self.objects.values())
             if name.endswith("__e"):
                 self.objects[name] = SObject(name, f"e0{number:x}"[:3])
-                for line in ("CreatedDate datetime ro", "CreatedById reference:User ro"):
+                for line in (
+                    "CreatedDate datetime ro",
+                    "CreatedById reference:User ro",
+                    "EventUuid string:36 ro hidden",
+                    "ReplayId string:1000 ro hidden",
+                ):
                     self.objects[name].add(_parse(line))
             else:
                 self.objects[name] = _standard(name, f"a0{number:x}\nName string:80 name\nOwnerId reference:User owner")

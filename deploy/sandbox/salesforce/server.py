@@ -10,11 +10,13 @@ from deploy.sandbox import serve
 from deploy.sandbox.salesforce import scenario, schema
 from deploy.sandbox.salesforce.bulk import Bulk
 from deploy.sandbox.salesforce.cometd import Cometd
+from deploy.sandbox.salesforce.composite import Composite
 from deploy.sandbox.salesforce.control import Control
 from deploy.sandbox.salesforce.desk import Desk
 from deploy.sandbox.salesforce.gate import Gate
 from deploy.sandbox.salesforce.oauth import OAuth
 from deploy.sandbox.salesforce.org import CLIENT_ID, CLIENT_SECRET, USERNAME, Org
+from deploy.sandbox.salesforce.replication import Replication
 from deploy.sandbox.salesforce.rest import Rest
 
 DEFAULT_PORT = 8601
@@ -52,7 +54,9 @@ class Sandbox:
         app.add_routes(
             [web.get("/services/oauth2/authorize", self.oauth.authorize), web.get("/services/oauth2/userinfo", self.oauth.userinfo)]
         )
-        app.add_routes(self.control.routes() + desk.routes() + self.bulk.routes() + self.rest.routes())
+        app.add_routes(self.control.routes() + desk.routes() + self.bulk.routes())
+        for part in (Composite(self.org, self.gate), Replication(self.org, self.gate), self.rest):
+            app.add_routes(part.routes())
         app.on_response_prepare.append(self._dated)
         self.listener = self.control.strike.listener = serve.Listener(app, port, host)
 

@@ -155,6 +155,13 @@ class Transaction:
         self._unique(sobject, record_id, row)
         self._touch(sobject, "UNDELETE", row, row | {"IsDeleted": False, "LastModifiedById": self.user_id})
 
+    def checked(self, sobject: SObject, written: Row) -> Row:
+        """The kept form of what is written to a platform event, which no table keeps. Errors: SalesforceError."""
+        given = self._checked(sobject, written)
+        if missing := [f.name for f in sobject.fields.values() if f.required and given.get(f.name) is None]:
+            raise bad("REQUIRED_FIELD_MISSING", f"Required fields are missing: [{', '.join(missing)}]", *missing)
+        return given
+
     def touched(self) -> list[Change]:
         """What the transaction has done so far."""
         return list(self._touched.values())
