@@ -7,31 +7,32 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
-import structlog
 from aiokafka import AIOKafkaConsumer
 from pydantic import SecretStr
 from rich.console import Console
 
 from deploy import login as command
 from deploy.check import check_files, check_online
-from deploy.sandbox.salesforce.org import CLIENT_ID, CLIENT_SECRET
+from deploy.sandbox.salesforce.org import CLIENT_ID, CLIENT_SECRET, PASSWORD, USERNAME
 from deploy.status_view import render
-from models.errors import HeadraceError, PausedError, TemporaryError
+from models.errors import PausedError, TemporaryError
 from models.flow import Salesforce
 from models.settings import Settings
 from streams import metrics
 from streams.kafka import client_options
 from streams.publish import read_all
+from streams.salesforce import auth as auth_module
+from streams.salesforce import cometd, retry, subscriber
 from streams.salesforce.auth import Login
 from streams.salesforce.rest import Rest
 from streams.salesforce.tokens import Keys, Vault
 from streams.status import collect
+from tests.support.logs import record_logs
 from tests.support.salesforce import Desk, arrived, connected, flow_for, inbound, installation, org, subscribed, until
-from tests.support.token_endpoint import PASSWORD, TokenEndpoint
 
 KEY = "a1" * 32
-SEED = "seed-refresh-token"
 
 
 def auth(flow: str, **more: Any) -> dict[str, Any]:
@@ -45,13 +46,14 @@ def salesforce(url: str, given: dict[str, Any]) -> Salesforce:
 @pytest.fixture
 async def desk() -> AsyncIterator[Desk]:
     async with org() as found:
+        await found.call("POST", "settings", rotate_refresh_tokens=1)
         yield found
 
 
 @pytest.fixture
-async def endpoint(desk: Desk) -> AsyncIterator[TokenEndpoint]:
-    async with TokenEndpoint(desk.url) as found:
-        yield found
+async def config(desk: Desk) -> Salesforce:
+    """A connection that begins with a refresh token."""
+    return salesforce(desk.url, auth("web_server", refresh_token=await granted(desk)))
 
 
 @pytest.fixture
@@ -59,35 +61,43 @@ def vault(tmp_path: Path) -> Vault:
     return Vault(tmp_path / "tokens", "t", Keys(bytes.fromhex(KEY)))
 
 
+async def granted(desk: Desk) -> str:
+    return str((await desk.call("POST", "grants"))["refresh_token"])
+
+
+async def logins(desk: Desk) -> tuple[int, int]:
+    """How many were asked for, how many refused."""
+    counts = (await desk.state())["counts"]
+    return counts.get("logins", 0), counts.get("logins refused", 0)
+
+
 def kept(store: Vault) -> str | None:
     with store.held("acme") as held:
         return held.grant.refresh_token if held.grant else None
 
 
-async def test_each_flow_logs_in_and_reads(endpoint: TokenEndpoint, desk: Desk, vault: Vault) -> None:
-    for at, given in (
-        (desk.url, auth("client_credentials", client_secret=CLIENT_SECRET)),
-        (endpoint.url, auth("web_server", refresh_token=SEED)),
-        (endpoint.url, auth("password", client_secret=CLIENT_SECRET, username="u@example.org", password=PASSWORD)),
+async def test_each_flow_logs_in_and_reads(desk: Desk, config: Salesforce, vault: Vault) -> None:
+    for found in (
+        salesforce(desk.url, auth("client_credentials", client_secret=CLIENT_SECRET)),
+        config,
+        salesforce(desk.url, auth("password", client_secret=CLIENT_SECRET, username=USERNAME, password=PASSWORD)),
     ):
-        login = Login("acme", salesforce(at, given), vault=vault)
+        login = Login("acme", found, vault=vault)
         assert (await login.token()).instance_url == desk.url
-        assert await Rest("acme", salesforce(at, given), login).count("Contact") == 0
+        assert await Rest("acme", found, login).count("Contact") == 0
+    assert await logins(desk) == (3, 0)
 
 
-async def test_a_hundred_calls_that_are_refused_at_once_cause_one_login(endpoint: TokenEndpoint, desk: Desk, vault: Vault) -> None:
-    config = salesforce(endpoint.url, auth("web_server", refresh_token=SEED))
+async def test_a_hundred_calls_that_are_refused_at_once_cause_one_login(desk: Desk, config: Salesforce, vault: Vault) -> None:
     rest = Rest("acme", config, Login("acme", config, vault=vault))
     await rest.limits()
     await desk.fault("expire-token")
     await asyncio.gather(*(rest.limits() for _ in range(100)))
-    assert endpoint.counts["refresh_token"] == 2
-    assert endpoint.counts["refused"] == 0
+    assert await logins(desk) == (2, 0)
 
 
-async def test_a_refresh_token_that_rotates_is_never_used_twice_by_several_processes(endpoint: TokenEndpoint, vault: Vault) -> None:
+async def test_a_refresh_token_that_rotates_is_never_used_twice_by_several_processes(desk: Desk, config: Salesforce, vault: Vault) -> None:
     """Each thread has a loop, a login and a vault of its own, as a process has; the lock is of the file."""
-    config = salesforce(endpoint.url, auth("web_server", refresh_token=SEED))
 
     async def renew_often() -> None:
         login = Login("acme", config, vault=Vault(vault.folder, vault.installation, Keys(bytes.fromhex(KEY))))
@@ -95,38 +105,36 @@ async def test_a_refresh_token_that_rotates_is_never_used_twice_by_several_proce
             login.reject(await login.token())
 
     await asyncio.gather(*(asyncio.to_thread(asyncio.run, renew_often()) for _ in range(4)))
-    assert endpoint.counts["refresh_token"] == 12
-    assert endpoint.counts["reused"] == endpoint.counts["refused"] == 0
-    assert {kept(vault)} == endpoint.good
-
-
-async def test_a_renewal_given_up_by_its_caller_still_keeps_the_new_refresh_token(endpoint: TokenEndpoint, vault: Vault) -> None:
-    config = salesforce(endpoint.url, auth("web_server", refresh_token=SEED))
-    endpoint.stall = asyncio.Event()
-
-    async def killed_while_asking() -> None:
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(Login("acme", config, vault=vault).token(), 0.05)
-
-    stopping = asyncio.create_task(asyncio.to_thread(asyncio.run, killed_while_asking()))  # ends its loop with the renewal under way
-    await until(lambda: asyncio.sleep(0, endpoint.counts["refresh_token"]), lambda count: count == 1)
-    endpoint.stall.set()
-    await stopping
-    assert {kept(vault)} == endpoint.good
+    assert await logins(desk) == (12, 0)
     assert await Login("acme", config, vault=vault).token()
 
 
-async def test_an_endpoint_that_is_down_or_refuses_is_told_apart_and_nothing_kept_is_lost(endpoint: TokenEndpoint, vault: Vault) -> None:
-    login = Login("acme", salesforce(endpoint.url, auth("web_server", refresh_token=SEED)), vault=vault)
+async def test_a_renewal_given_up_by_its_caller_still_keeps_the_new_refresh_token(desk: Desk, config: Salesforce, vault: Vault) -> None:
+    await desk.fault("slow", variant="token", seconds=1)
+
+    async def ended_while_asking() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(Login("acme", config, vault=vault).token(), 0.1)
+
+    await asyncio.to_thread(asyncio.run, ended_while_asking())  # its loop ends with the renewal under way
+    assert kept(vault) is not None
+    assert await Login("acme", config, vault=vault).token()
+    assert await logins(desk) == (2, 0)
+
+
+async def test_access_that_is_ended_needs_a_new_grant_and_nothing_kept_is_lost_meanwhile(
+    desk: Desk, config: Salesforce, vault: Vault
+) -> None:
+    login = Login("acme", config, vault=vault)
     login.reject(await login.token())
     before = kept(vault)
-    endpoint.down = True
-    with pytest.raises(TemporaryError):
-        await login.token()
-    endpoint.down, endpoint.refuse = False, True
+    await desk.call("DELETE", "grants")
     with pytest.raises(PausedError, match="headrace login"):
         await login.token()
     assert kept(vault) == before
+    with vault.held("acme") as held:
+        held.keep(await granted(desk), held.grant.seed if held.grant else "")
+    assert await login.token()
 
 
 @pytest.mark.parametrize("variant", ["html", "cut", "rate"])
@@ -141,55 +149,48 @@ async def test_a_token_endpoint_that_is_down_is_waited_for_and_no_refusal(desk: 
 
 
 async def test_access_is_granted_in_a_browser_and_kept_for_the_processes_that_wait(
-    endpoint: TokenEndpoint, desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], unused_tcp_port: int
 ) -> None:
-    flow = tmp_path / "flow.yaml"
-    flow.write_text(
-        f"connections:\n  acme: {{type: salesforce, url: '{endpoint.url}', auth: {{flow: web_server, client_id: {CLIENT_ID}}}}}\n"
-        "targets: {warehouse: {type: postgres, dsn: x}}\nroutes: {people: {from: acme/Contact, to: warehouse, map: person}}\n"
-    )
+    given = auth("web_server", callback=f"http://localhost:{unused_tcp_port}/OauthRedirect")
+    flow = flow_file(tmp_path, desk.url, f"{{flow: web_server, client_id: {CLIENT_ID}, callback: '{given['callback']}'}}")
     for name, value in (("TOKEN_KEYS", KEY), ("TOKENS_DIR", str(tmp_path / "tokens")), ("INSTALLATION", "t")):
         monkeypatch.setenv(f"HEADRACE_{name}", value)
-    config = salesforce(endpoint.url, auth("web_server"))
-    waiting = Login("acme", config, vault=Vault(tmp_path / "tokens", "t", Keys(bytes.fromhex(KEY))))
+    store = Vault(tmp_path / "tokens", "t", Keys(bytes.fromhex(KEY)))
+    waiting = Login("acme", salesforce(desk.url, given), vault=store)
     with pytest.raises(PausedError, match="headrace login acme"):
         await waiting.token()
-    made: list[command.Grant] = []
-    real = command.Grant
-
-    def grant(given: Salesforce) -> command.Grant:
-        made.append(real(given))
-        return made[0]
-
-    def browser() -> str:
-        url = dict(pair.split("=", 1) for pair in made[0].url().split("?")[1].split("&"))
-        code = endpoint.grant(url["code_challenge"], made[0].config.auth.callback)
-        return f"{made[0].config.auth.callback}?code={code}&state={made[0].state}"
-
-    monkeypatch.setattr(command, "Grant", grant)
-    monkeypatch.setattr(command, "pasted", browser)
-    assert await asyncio.to_thread(command.run_login, flow, "acme", True) == 0
+    running = asyncio.create_task(asyncio.to_thread(command.run_login, flow, "acme", False))
+    shown = await until(lambda: asyncio.sleep(0, capsys.readouterr().out), lambda out: "Waiting for the browser" in out)
+    address = next(line for line in shown.splitlines() if line.startswith(desk.url))
+    async with aiohttp.ClientSession() as browser, browser.get(address) as page:
+        assert page.status == 200, await page.text()
+    assert await running == 0
     assert (await waiting.token()).instance_url == desk.url
-    shown = capsys.readouterr()
-    assert "acme: access to org" in shown.out
-    assert not [secret for secret in (*endpoint.good, *endpoint.spent, KEY, made[0].verifier) if secret in shown.out + shown.err]
+    said = capsys.readouterr()
+    assert "acme: access to org" in said.out
+    assert not [secret for secret in (kept(store) or "", KEY) if secret in shown + said.out + said.err]
 
 
-async def test_check_logs_in_with_what_is_kept_and_seals_it_with_the_first_key(endpoint: TokenEndpoint, tmp_path: Path) -> None:
-    flow, old = tmp_path / "flow.yaml", "b2" * 32
-    flow.write_text(
-        f"connections:\n  acme: {{type: salesforce, url: '{endpoint.url}', auth: {{flow: web_server, client_id: {CLIENT_ID}}}}}\n"
+def flow_file(folder: Path, url: str, given: str) -> Path:
+    path = folder / "flow.yaml"
+    path.write_text(
+        f"connections:\n  acme: {{type: salesforce, url: '{url}', auth: {given}}}\n"
         "targets: {warehouse: {type: postgres, dsn: 'postgresql://127.0.0.1:9/x'}}\n"
         "routes: {people: {from: acme/Contact, to: warehouse, map: person}}\n"
     )
-    endpoint.rotate = False
+    return path
+
+
+async def test_check_logs_in_with_what_is_kept_and_seals_it_with_the_first_key(desk: Desk, tmp_path: Path) -> None:
+    flow, old = flow_file(tmp_path, desk.url, f"{{flow: web_server, client_id: {CLIENT_ID}}}"), "b2" * 32
+    await desk.call("POST", "settings", rotate_refresh_tokens=0)
     settings = Settings(token_keys=SecretStr(f"{KEY},{old}"), tokens=tmp_path / "tokens", installation="t", flow=flow)
     wrong = [m for m in await checked(flow, settings) if "connection acme" in m]
     assert len(wrong) == 1 and "headrace login acme" in wrong[0]
     with Vault(tmp_path / "tokens", "t", Keys(bytes.fromhex(old))).held("acme") as held:
-        held.keep(SEED)
+        held.keep(token := await granted(desk))
     assert not [m for m in await checked(flow, settings) if "acme" in m]
-    assert kept(Vault(tmp_path / "tokens", "t", Keys(bytes.fromhex(KEY)))) == SEED
+    assert kept(Vault(tmp_path / "tokens", "t", Keys(bytes.fromhex(KEY)))) == token
 
 
 async def checked(flow: Path, settings: Settings) -> list[str]:
@@ -200,37 +201,40 @@ async def checked(flow: Path, settings: Settings) -> list[str]:
 
 @pytest.mark.kafka
 async def test_access_that_is_revoked_and_given_back_loses_nothing_and_shows_that_it_is_paused(
-    kafka: str, tmp_path: Path, endpoint: TokenEndpoint, desk: Desk
+    kafka: str, tmp_path: Path, desk: Desk, config: Salesforce, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gauge = metrics.PAUSED.labels("acme")
+    gauge, logs = metrics.PAUSED.labels("acme"), record_logs(monkeypatch, auth_module, cometd, retry, subscriber)
     async with installation(kafka, tmp_path) as made:
         settings = made.model_copy(update={"token_keys": SecretStr(KEY), "tokens": tmp_path / "tokens"})
-        flow = flow_for(endpoint.url, auth=auth("web_server", refresh_token=SEED))
-        with structlog.testing.capture_logs() as logs:
-            async with subscribed(settings, flow) as task:
-                await connected(desk, task)
-                person, sent = await desk.create("Before"), 0
-                for access in (True, False, True):
-                    endpoint.refuse = not access
-                    if not access:
-                        await desk.fault("expire-token")
-                    for _ in range(20):
-                        sent += 1
-                        await desk.update(person, f"sequence {sent}")
-                    if access:
-                        wanted = await desk.published("Contact")
-                        await until(lambda: arrived(settings, "Contact"), wanted.__eq__, task=task)
-                    await until(lambda: asyncio.sleep(0, gauge._value.get()), float(not access).__eq__, task=task)
-                    if not access:
-                        status = await collect(settings, flow)
-                        assert [channel.loss is not None for channel in status.channels] == [True]  # hours until the backlog is lost
-                assert not task.done()
+        flow = flow_for(desk.url, auth=config.auth.model_dump())
+        async with subscribed(settings, flow) as task:
+            await connected(desk, task)
+            person, sent = await desk.create("Before"), 0
+            for access in (True, False, True):
+                if access:
+                    await desk.call("DELETE", "faults?name=revoke")
+                else:
+                    await desk.fault("revoke")
+                for _ in range(20):
+                    sent += 1
+                    await desk.update(person, f"sequence {sent}")
+                if access:
+                    wanted = await desk.published("Contact")
+                    await until(lambda: arrived(settings, "Contact"), wanted.__eq__, task=task)
+                await until(lambda: asyncio.sleep(0, gauge._value.get()), float(not access).__eq__, task=task)
+                if not access:
+                    status = await collect(settings, flow)
+                    assert [channel.loss is not None for channel in status.channels] == [True]  # hours until the backlog is lost
+            assert not task.done()
         assert sequence(await inbound(settings, "Contact")) == list(range(1, sent + 1))
         assert [entry["event"] for entry in logs if entry.get("alert")] == ["login refused"]
-        assert endpoint.counts["reused"] == 0
-        hidden = [*endpoint.good, *endpoint.spent, KEY]
-        assert not [secret for secret in hidden if secret in str(logs)]
-        assert not [secret for secret in hidden if secret.encode() in await everything(settings)]
+        assert "access is back" in [entry["event"] for entry in logs]
+        with Vault(settings.tokens, settings.installation, Keys(bytes.fromhex(KEY))).held("acme") as held:
+            token = held.grant.refresh_token if held.grant else ""
+        seed = config.auth.refresh_token.get_secret_value() if config.auth.refresh_token else ""
+        assert token and token != seed
+        assert not [secret for secret in (token, seed, KEY) if secret in str(logs)]
+        assert not [secret for secret in (token, seed, KEY) if secret.encode() in await everything(settings)]
 
 
 def sequence(records: list[Any]) -> list[int]:
@@ -259,11 +263,3 @@ async def test_status_names_a_paused_connection_and_what_to_do(kafka: str, tmp_p
     text = out.getvalue()
     assert "connection acme is paused, because Salesforce refuses it" in text
     assert "target warehouse is paused" in text
-
-
-async def test_an_instance_that_is_away_is_no_lost_login(endpoint: TokenEndpoint, vault: Vault) -> None:
-    config = salesforce("http://127.0.0.1:9", auth("web_server", refresh_token=SEED))
-    with pytest.raises(HeadraceError) as away:
-        await Login("acme", config, vault=vault).token()
-    assert isinstance(away.value, TemporaryError)
-    assert kept(vault) is None

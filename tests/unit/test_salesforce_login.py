@@ -14,15 +14,17 @@ from deploy.check import check_files, login_notes
 from deploy.login import Grant, called_back, run_login
 from models.errors import HeadraceError, PausedError, SettingsError, TemporaryError
 from models.flow import Salesforce
+from streams.salesforce import auth
 from streams.salesforce.auth import AHEAD, BURST, LOCKOUT, Login, Token
 from streams.salesforce.oauth import parse_token, refusal
 from streams.salesforce.tokens import Keys, Vault
+from tests.support.logs import record_logs
 
 SECRETS = {"client_secret": "s3cr3t-of-the-app", "password": "hunter2", "refresh_token": "5Aep861-seed"}
 
 
-def config(flow: str = "client_credentials", **auth: Any) -> Salesforce:
-    known = {"flow": flow, "client_id": "key", "username": "u@example.org", **SECRETS} | auth
+def config(flow: str = "client_credentials", **given: Any) -> Salesforce:
+    known = {"flow": flow, "client_id": "key", "username": "u@example.org", **SECRETS} | given
     return Salesforce.model_validate({"type": "salesforce", "url": "https://acme.my.salesforce.com", "auth": known})
 
 
@@ -274,9 +276,9 @@ async def test_a_disk_without_room_spends_no_refresh_token(
 
 
 async def test_no_secret_is_in_a_repr_a_log_or_an_error(
-    endpoint: Endpoint, clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    endpoint: Endpoint, clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    store = Vault(tmp_path, "t", Keys(b"k" * 32))
+    store, logs = Vault(tmp_path, "t", Keys(b"k" * 32)), record_logs(monkeypatch, auth)
     endpoint.refresh = "5Aep861-rotated"
     shown = []
     for flow in ("web_server", "password", "client_credentials"):
@@ -286,8 +288,7 @@ async def test_no_secret_is_in_a_repr_a_log_or_an_error(
     clock.now += 7200
     with pytest.raises(PausedError) as refused:
         await one.token()
-    out = capsys.readouterr()
-    everything = "".join([*shown, str(refused.value), repr(refused.value), out.out, out.err])
+    everything = "".join([*shown, str(refused.value), repr(refused.value), str(logs)])
     assert "login refused" in everything
     assert not [secret for secret in (*SECRETS.values(), "5Aep861-rotated") if secret in everything]
 
