@@ -48,12 +48,13 @@ def salesforce(
     jwt_key: Annotated[
         Path | None, typer.Option(help="PEM of the public key or certificate for JWT logins.", exists=True, dir_okay=False)
     ] = None,
+    person_accounts: Annotated[bool, typer.Option("--person-accounts", help="Let accounts be people too.")] = False,
 ) -> None:
     """A Salesforce org: CometD, OAuth, REST, made-up records."""
 
     async def make() -> serve.Listener:
         try:
-            sandbox = await salesforce_server.Sandbox(records, seed, fields, hold, jwt_key, port, host).start()
+            sandbox = await salesforce_server.Sandbox(records, seed, fields, hold, jwt_key, port, host, person_accounts).start()
         except ValueError as error:
             raise SystemExit(f"error: {error}") from None
         typer.echo(sandbox.banner())

@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from deploy.sandbox.salesforce.conversion import convert
 from deploy.sandbox.salesforce.errors import SalesforceError
 from deploy.sandbox.salesforce.org import Org
 from deploy.sandbox.salesforce.scenario import People
@@ -203,18 +204,4 @@ class _Maker:
         lead = self.org.store.find(lead_type, record) if record else None
         if lead is None or lead["IsConverted"]:
             return False
-        return convert(transaction, lead)
-
-
-def convert(transaction: Transaction, lead: Row) -> bool:
-    objects = transaction.store.schema.objects
-    account = transaction.create(objects["Account"], {"Name": lead["Company"]})
-    person = {n: lead.get(n) for n in ("FirstName", "LastName", "Email", "Phone")}
-    contact = transaction.create(objects["Contact"], person | {"AccountId": account})
-    deal = transaction.create(
-        objects["Opportunity"], {"Name": lead["Company"], "StageName": "Prospecting", "CloseDate": "2026-12-31", "AccountId": account}
-    )
-    done = {"Status": "Closed - Converted", "IsConverted": True, "ConvertedDate": lead["LastModifiedDate"][:10]}
-    links = {"ConvertedAccountId": account, "ConvertedContactId": contact, "ConvertedOpportunityId": deal}
-    transaction.update(objects["Lead"], lead["Id"], done | links, system=True)
-    return True
+        return bool(convert(transaction, lead))

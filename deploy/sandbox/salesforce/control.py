@@ -10,6 +10,7 @@ from deploy.sandbox import serve
 from deploy.sandbox.salesforce import changes, events, oauth
 from deploy.sandbox.salesforce.bus import ALL
 from deploy.sandbox.salesforce.cometd import Cometd
+from deploy.sandbox.salesforce.conversion import convert
 from deploy.sandbox.salesforce.errors import SalesforceError
 from deploy.sandbox.salesforce.org import CLIENT_ID, CLIENT_SECRET, PASSWORD, USERNAME, Org
 from deploy.sandbox.salesforce.schema import SObject, channel_name
@@ -98,7 +99,13 @@ class Control:
                 lead = self.org.store.find(sobject, record_id)
                 if sobject.name != "Lead" or lead is None:
                     raise ValueError(f"there is no lead {record_id}")
-                changes.convert(transaction, lead)
+                convert(
+                    transaction,
+                    lead,
+                    written.get("AccountId"),
+                    written.get("ContactId"),
+                    opportunity=written.get("opportunity") is not False,
+                )
             case _:
                 raise ValueError(f"op: expected create, update, delete, undelete, convert or unselected, got {op!r}")
         return record_id

@@ -110,22 +110,25 @@ def _body(change: Change, rng: random.Random) -> tuple[dict[str, Any], list[str]
         return {}, []
     if change.kind == "UPDATE":
         return _difference(change.sobject, change.before or {}, change.after, rng)
-    whole = {f: change.after.get(f.name) for f in _carried(change.sobject)}
+    whole = {f: change.after.get(f.name) for f in _carried(change.sobject, change.after)}
     return _nested({f: v for f, v in whole.items() if v is not None}), []
 
 
-def _carried(sobject: SObject) -> list[Field]:
+def _carried(sobject: SObject, row: Row) -> list[Field]:
+    """The fields that events tell. The name of an account is a text, of a person account an object of its parts."""
+    if row.get("IsPersonAccount") and sobject.name == "Account":
+        return [f for f in sobject.fields.values() if not f.hidden and f.name not in ("Id", "Name")]
     return [f for f in sobject.fields.values() if not f.hidden and f.name != "Id"]
 
 
 def _difference(sobject: SObject, before: Row, after: Row, rng: random.Random) -> tuple[dict[str, Any], list[str]]:
-    changed = {f: after.get(f.name) for f in _carried(sobject) if after.get(f.name) != before.get(f.name)}
+    changed = {f: after.get(f.name) for f in _carried(sobject, after) if after.get(f.name) != before.get(f.name)}
     changed[sobject.fields["LastModifiedDate"]] = after["LastModifiedDate"]  # even where the second is the same
     carried = {f: (text_diff(before.get(f.name), v) or v) if f.type == "textarea" else v for f, v in changed.items()}
     body = _nested(carried)
     names = []
     for compound, parts in sobject.compounds.items():
-        if compound in body and all(after.get(p.name) is None for p in parts):
+        if isinstance(body.get(compound), dict) and all(after.get(p.name) is None for p in parts):
             body[compound] = None  # everything emptied: the parent stands for its parts
             names.append(compound)
     names += [f"{f.compound}.{f.component}" if f.compound else f.name for f in changed if f.compound not in names]

@@ -11,7 +11,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from deploy.sandbox.salesforce.standard import ADDRESS, OBJECTS, SYSTEM
+from deploy.sandbox.salesforce.standard import ADDRESS, OBJECTS, PERSON_ACCOUNT, SYSTEM
 
 TYPES = frozenset({"id", "string", "textarea", "boolean", "int", "double", "currency", "percent", "date", "datetime"})
 TYPES |= {"picklist", "multipicklist", "reference", "email", "phone", "url", "address"}
@@ -37,7 +37,7 @@ class Field:
 
     @property
     def custom(self) -> bool:
-        return self.name.endswith("__c")
+        return self.name.endswith(("__c", "__pc"))
 
     @property
     def relationship(self) -> str | None:
@@ -108,20 +108,25 @@ def _standard(name: str, text: str) -> SObject:
     prefix, *lines = text.splitlines()
     made = SObject(name, prefix)
     for line in SYSTEM.split("\n")[1:-1] + lines:
-        field_name, kind, *_ = line.split()
-        if kind == "address":
-            stem = "" if field_name == "." else field_name
-            made.add(Field(f"{stem}Address", "address", writable=False, hidden=True))
-            for part in ADDRESS:
-                made.add(_parse(stem + part, f"{stem}Address", part.split()[0]))
-        elif kind == "person-name":
-            made.add(Field("Name", "string", 121, writable=False, hidden=True, is_name=True))
-            for part in ("Salutation picklist", "FirstName string:40", "LastName string:80 required"):
-                if not (name == "User" and part.startswith("Salutation")):
-                    made.add(_parse(part, "Name", part.split()[0]))
-        else:
-            made.add(_parse(line))
+        _grow(made, line)
     return made
+
+
+def _grow(made: SObject, line: str) -> None:
+    """Add what one line of the table says: a field, an address or the name of a person."""
+    field_name, kind, *_ = line.split()
+    if kind == "address":
+        stem = "" if field_name == "." else field_name
+        made.add(Field(f"{stem}Address", "address", writable=False, hidden=True))
+        for part in ADDRESS:
+            made.add(_parse(stem + part, f"{stem}Address", part.split()[0]))
+    elif kind == "person-name":
+        made.add(Field("Name", "string", 121, writable=False, hidden=True, is_name=True))
+        for part in ("Salutation picklist", "FirstName string:40", "LastName string:80 required"):
+            if not (made.name == "User" and part.startswith("Salutation")):
+                made.add(_parse(part, "Name", part.split()[0]))
+    else:
+        made.add(_parse(line))
 
 
 class Schema:
@@ -160,6 +165,22 @@ class Schema:
         for field_name, options in fields.items():
             if str(field_name) not in self.objects[name].fields:
                 self.objects[name].add(_custom_field(name, str(field_name), options if isinstance(options, dict) else {"type": options}))
+
+    def enable_person_accounts(self) -> None:
+        """Accounts that are people: fields of their contact on the account, `__pc` for custom ones. Cannot be undone, as in Salesforce."""
+        account, contact = self.objects["Account"], self.objects["Contact"]
+        for line in ("Salutation picklist", "FirstName string:40", "LastName string:80"):
+            account.add(_parse(line, "Name", line.split()[0]))
+        for line in PERSON_ACCOUNT.splitlines():
+            _grow(account, line)
+        _grow(contact, "IsPersonAccount boolean ro")
+        for f in list(contact.fields.values()):
+            if f.custom:
+                account.add(replace(f, name=f"{f.name[:-3]}__pc", external_id=False, unique=False, required=False))
+
+    @property
+    def person_accounts(self) -> bool:
+        return "IsPersonAccount" in self.objects["Account"].fields
 
     def without(self, hidden: dict[str, set[str]], closed: set[str]) -> "Schema":
         """A copy in which these fields (by object) and objects do not exist."""

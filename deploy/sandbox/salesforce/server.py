@@ -35,8 +35,12 @@ class Sandbox:
         jwt_key: Path | None = None,
         port: int = 0,
         host: str = "127.0.0.1",
+        person_accounts: bool = False,
     ) -> None:
-        self.org = Org(schema.load(fields), seed)
+        loaded = schema.load(fields)
+        if person_accounts:
+            loaded.enable_person_accounts()
+        self.org = Org(loaded, seed)
         self.org.settings.hold = hold
         scenario.seed(self.org, records, seed)
         self.oauth = OAuth(self.org)

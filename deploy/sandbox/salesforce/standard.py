@@ -162,3 +162,15 @@ Country string:80
 Latitude double
 Longitude double
 GeocodeAccuracy picklist""".splitlines()
+
+PERSON_ACCOUNT = """IsPersonAccount boolean ro
+PersonContactId reference:Contact ro
+PersonEmail email:80
+PersonMobilePhone phone:40
+PersonHomePhone phone:40
+PersonTitle string:80
+PersonDepartment string:80
+PersonLeadSource picklist
+PersonBirthdate date
+PersonDoNotCall boolean
+PersonMailing address"""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from deploy.sandbox.salesforce import ids, values
+from deploy.sandbox.salesforce import conversion, ids, values
 from deploy.sandbox.salesforce.errors import SalesforceError, bad, not_found
 from deploy.sandbox.salesforce.schema import Schema, SObject
 
@@ -116,10 +116,13 @@ class Transaction:
 
     def create(self, sobject: SObject, written: Row) -> str:
         row: Row = {name: f.default for name, f in sobject.fields.items()}
-        given = self._checked(sobject, written)
+        person = sobject.name == "Account" and self.store.schema.person_accounts and bool(written.get("LastName"))
+        given = self._checked(sobject, {"Name": written["LastName"]} | written if person else written)
         if missing := [f.name for f in sobject.fields.values() if f.required and given.get(f.name) is None]:
             raise bad("REQUIRED_FIELD_MISSING", f"Required fields are missing: [{', '.join(missing)}]", *missing)
         record_id = self.store.new_id(sobject)
+        if person:
+            row["IsPersonAccount"] = True
         row |= {"Id": record_id, "IsDeleted": False, "CreatedById": self.user_id, "LastModifiedById": self.user_id}
         if "OwnerId" in row:
             row["OwnerId"] = self.user_id
@@ -129,6 +132,10 @@ class Transaction:
         self._unique(sobject, record_id, given)
         values.derive(sobject, row, given)
         self._touch(sobject, "CREATE", None, row)
+        if person:
+            contact = self.store.schema.objects["Contact"]
+            row["PersonContactId"] = self.create(contact, conversion.of_contact(written) | {"AccountId": record_id})
+            self._touched[row["PersonContactId"]].after["IsPersonAccount"] = True
         return record_id
 
     def update(self, sobject: SObject, record_id: str, written: Row, *, system: bool = False) -> None:
@@ -141,10 +148,21 @@ class Transaction:
         new = row | given | {"LastModifiedById": self.user_id}
         values.derive(sobject, new, given)
         self._touch(sobject, "UPDATE", row, new)
+        if row.get("IsPersonAccount") and not system:
+            self._mirror(sobject, row, written)
+
+    def _mirror(self, sobject: SObject, row: Row, written: Row) -> None:
+        """The other half of a person account changes along."""
+        on_account = sobject.name == "Account"
+        half = conversion.of_contact(written) if on_account else conversion.of_account(written)
+        other = self.store.schema.objects["Contact" if on_account else "Account"]
+        self.update(other, row["PersonContactId" if on_account else "AccountId"], half, system=True)
 
     def delete(self, sobject: SObject, record_id: str) -> None:
         row = self._existing(sobject, record_id)
         self._touch(sobject, "DELETE", row, row | {"IsDeleted": True, "LastModifiedById": self.user_id})
+        if sobject.name == "Account" and row.get("IsPersonAccount"):
+            self.delete(self.store.schema.objects["Contact"], row["PersonContactId"])
 
     def undelete(self, sobject: SObject, record_id: str) -> None:
         row = self._current(sobject, record_id)
@@ -154,6 +172,8 @@ class Transaction:
             raise bad("UNDELETE_FAILED", "Entity is not in the recycle bin")
         self._unique(sobject, record_id, row)
         self._touch(sobject, "UNDELETE", row, row | {"IsDeleted": False, "LastModifiedById": self.user_id})
+        if sobject.name == "Account" and row.get("IsPersonAccount"):
+            self.undelete(self.store.schema.objects["Contact"], row["PersonContactId"])
 
     def checked(self, sobject: SObject, written: Row) -> Row:
         """The kept form of what is written to a platform event, which no table keeps. Errors: SalesforceError."""

@@ -106,7 +106,7 @@ def _text(field: Field, value: str) -> str | None:
 
 def derive(sobject: SObject, record: dict[str, Any], written: dict[str, Any]) -> None:
     """Set in place what the platform computes: a person's Name, a stage's consequences, IsClosed."""
-    if "Name" in sobject.compounds:
+    if "Name" in sobject.compounds and (sobject.name != "Account" or record.get("IsPersonAccount")):
         record["Name"] = " ".join(filter(None, (record.get("FirstName"), record.get("LastName")))) or None
     if sobject.name == "Opportunity":
         chance, category, record["IsClosed"], record["IsWon"] = STAGES.get(str(record.get("StageName")), (50, "Pipeline", False, False))
