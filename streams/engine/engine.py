@@ -201,7 +201,8 @@ class Engine:
         if self.lost:
             self._acceptance = asyncio.create_task(self._await_acceptance(generation))
             self._acceptance.add_done_callback(fatal_errors("waiting for a lost partition failed"))
-        stopped = time.monotonic() - (self._stopped_at or time.monotonic())
+        now = time.monotonic()
+        stopped = now - (now if self._stopped_at is None else self._stopped_at)
         REBALANCE_SECONDS.observe(stopped)
         await self.resume()
         self.ready.set()
