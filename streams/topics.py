@@ -156,7 +156,12 @@ async def ensure(settings: Settings, topics: Iterable[Topic]) -> None:
         await admin.close()
 
 
+# Kafka refuses a record whose own time is an hour ahead of its clock: a process with a wrong clock could write nothing, and one whose clock
+# is days behind would have its records deleted at once. So the time of a record is the broker's.
+BROKER_TIME = {"message.timestamp.type": "LogAppendTime"}
+
+
 def _configs(topic: Topic) -> dict[str, str]:
     if topic.cleanup == "compact":
-        return {"cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0.1"}
-    return {"cleanup.policy": "delete", "retention.ms": str(topic.retention if topic.retention is not None else -1)}
+        return {**BROKER_TIME, "cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0.1"}
+    return {**BROKER_TIME, "cleanup.policy": "delete", "retention.ms": str(topic.retention if topic.retention is not None else -1)}

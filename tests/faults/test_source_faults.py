@@ -123,6 +123,12 @@ async def keep_changing(desk: Desk, chance: random.Random) -> None:
 SECRET = base64.b64encode(b"a made-up key of 24 bytes").decode()
 
 
+def impatient() -> aiohttp.ClientSession:
+    """A sender that gives up after three seconds, also while it connects, and keeps no connection."""
+    limits = aiohttp.ClientTimeout(total=3.0, sock_connect=3.0, sock_read=3.0)
+    return aiohttp.ClientSession(timeout=limits, connector=aiohttp.TCPConnector(force_close=True))
+
+
 async def post(http: aiohttp.ClientSession, url: str, seq: int, counts: dict[str, int]) -> None:
     """One delivery, repeated as a sender does until it is accepted."""
     body = json.dumps({"data": {"id": f"h{seq}", "seq": str(seq)}}).encode()
@@ -142,7 +148,7 @@ async def post(http: aiohttp.ClientSession, url: str, seq: int, counts: dict[str
 async def test_a_receiver_killed_stopped_and_suspended_loses_no_accepted_hook_and_each_acts_once(
     kafka: str, tmp_path: Path, chance: random.Random
 ) -> None:
-    port, counts, total = free_port(), {"repeated": 0}, 900
+    port, counts, total = free_port(), {"repeated": 0}, 800
     async with fault_bench(kafka, tmp_path, chance) as b:
         with_hooks(b, tmp_path)
         await ensure(b.settings, b.topics.all(b.flow, b.settings))
@@ -156,7 +162,7 @@ async def test_a_receiver_killed_stopped_and_suspended_loses_no_accepted_hook_an
         }
         receiver = b.keep("receiver", lambda _: [sys.executable, "-m", "deploy", "receive", "--no-supervise"], environ)
         gate = asyncio.Semaphore(8)
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=3.0)) as http, asyncio.TaskGroup() as group:
+        async with impatient() as http, asyncio.TaskGroup() as group:
 
             async def deliver(seq: int) -> None:
                 async with gate:

@@ -54,7 +54,7 @@ class FaultBench:
 
     def given(self, flow: Flow, state: Path) -> dict[str, Any]:
         """What a worker is told."""
-        shown = flow.model_dump(mode="json", by_alias=True)
+        shown = flow.model_dump(mode="json", by_alias=True, exclude_unset=True)
         for connection in shown["connections"].values():
             if "auth" in connection:
                 connection["auth"]["client_secret"] = "y"

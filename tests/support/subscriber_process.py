@@ -38,7 +38,7 @@ def command(settings: Settings, flow: Flow, what: str, *, source: str = "", **op
         "HEADRACE_PARTITIONS": settings.partitions,
         "HEADRACE_SESSION_TIMEOUT": settings.session_timeout,
     }
-    shown = flow.model_dump(mode="json", by_alias=True)
+    shown = flow.model_dump(mode="json", by_alias=True, exclude_unset=True)
     shown["connections"]["acme"]["auth"]["client_secret"] = flow.connections["acme"].auth.client_secret.get_secret_value()  # type: ignore[union-attr]
     given = {"settings": named, "flow": shown, "what": what, "source": source, "options": options}
     return [sys.executable, "-m", "tests.support.subscriber_process", orjson.dumps(given).decode()]
