@@ -12,6 +12,8 @@ import orjson
 from aiohttp import web
 
 _MAX_LINE = 64 * 1024  # above Salesforce's own limit for addresses, which REST answers itself
+STALLED = web.RequestKey("stalled", float)
+"""Seconds of silence that a handler which writes its reply itself has to keep in the middle of it."""
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -36,6 +38,15 @@ async def body(request: web.Request) -> dict[str, Any]:
     if not isinstance(read, dict):
         raise ValueError(f"expected a JSON object, got {type(read).__name__}")
     return read
+
+
+async def stall(request: web.Request, response: web.StreamResponse, part: bytes, seconds: float = 0.0) -> web.StreamResponse:
+    """Write half of what was to be written, keep silent for so long, cut the socket."""
+    await response.write(part[: len(part) // 2])
+    await asyncio.sleep(seconds)
+    if request.transport:
+        request.transport.abort()
+    return response
 
 
 @web.middleware

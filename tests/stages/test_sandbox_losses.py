@@ -209,6 +209,32 @@ async def test_a_stalled_reply_begins_and_is_cut_in_the_end() -> None:
         assert (await at.rest("GET", "/sobjects/Contact/describe"))[0] == 200
 
 
+async def test_a_stalled_poll_takes_its_events_with_it_and_replay_has_them() -> None:
+    async with org() as at:
+        first = await at.person("Before")
+        await at.open()
+        await at.person("Halved")
+        await at.fault("stalled", variant="cometd", seconds=60)
+        short = aiohttp.ClientTimeout(total=0.4)
+        message = {"channel": "/meta/connect", "clientId": at.client_id, "connectionType": "long-polling", "id": "9"}
+        with pytest.raises(TimeoutError):
+            async with at.http.post(f"{at.sandbox.url}/cometd/67.0", json=[message], headers=at.headers, timeout=short) as reply:
+                assert reply.status == 200
+                await reply.read()
+        assert await at.poll() == []
+        await at.subscribe(first)
+        assert names(await at.poll()) == ["Halved"]
+
+
+async def test_records_can_be_added_as_if_they_had_always_been_there() -> None:
+    async with org(records=0) as at:
+        done = await at.control("POST", "fill", {"type": "Lead", "count": 300})
+        assert (await at.rest("GET", "/query", params={"q": "SELECT COUNT() FROM Lead"}))[1]["totalSize"] == done["count"] == 300
+        assert at.sandbox.org.bus.end == 0
+        for wrong in ({"type": "Nope", "count": 1}, {"type": "Lead", "count": 0}, {"type": "Lead", "count": True}, {"type": "Lead"}):
+            assert (await at.refused("POST", "fill", wrong))[0] == 400
+
+
 @pytest.mark.parametrize(
     ("code", "status"), [("SERVER_UNAVAILABLE", 503), ("QUERY_TIMEOUT", 400), ("UNKNOWN_EXCEPTION", 500), ("REQUEST_RUNNING_TOO_LONG", 503)]
 )

@@ -14,6 +14,7 @@ from typing import Any
 
 from aiohttp import web
 
+from deploy.sandbox import serve
 from deploy.sandbox.salesforce import ids, query, values
 from deploy.sandbox.salesforce.errors import SalesforceError, not_found
 from deploy.sandbox.salesforce.gate import Caller, Gate, V, body, json
@@ -198,10 +199,9 @@ class Bulk:
         for at in range(0, len(rows), _WRITE):
             part = b"".join(map(write, rows[at : at + _WRITE]))
             if self.org.faults.take("cut-results"):
-                await response.write(part[: len(part) // 2])
-                if request.transport:
-                    request.transport.abort()
-                return response
+                return await serve.stall(request, response, part)
+            if serve.STALLED in request:
+                return await serve.stall(request, response, part, request[serve.STALLED])
             await response.write(part)
             await asyncio.sleep(0)
         await response.write_eof()

@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
+from deploy.sandbox import serve
 from deploy.sandbox.salesforce import bayeux
 from deploy.sandbox.salesforce.bayeux import Message
 from deploy.sandbox.salesforce.delivery import OVER, Delivery, Subscription
@@ -117,11 +118,8 @@ class Cometd:
         cut = carried > 0 and self.org.faults.take("drop-connections", "reply")
         with contextlib.suppress(ConnectionResetError):  # the socket is gone, and what the reply carried with it
             await response.prepare(request)
-            if cut:
-                await response.write(body[: len(body) // 2])
-                if request.transport:
-                    request.transport.abort()
-                return response
+            if cut or serve.STALLED in request:
+                return await serve.stall(request, response, body, 0 if cut else request[serve.STALLED])
             await response.write(body)
             await response.write_eof()
         return response

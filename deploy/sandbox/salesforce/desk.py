@@ -11,6 +11,8 @@ from deploy.sandbox.salesforce.delivery import Channel
 from deploy.sandbox.salesforce.oauth import OAuth
 from deploy.sandbox.salesforce.org import CLIENT_ID, USERNAME, Org
 
+_MOST = 1_000_000
+
 
 class Desk:
     def __init__(self, org: Org, login: OAuth, cometd: Cometd) -> None:
@@ -23,6 +25,7 @@ class Desk:
             web.post("/sandbox/grants", self._grant),
             web.delete("/sandbox/grants", self._revoke),
             web.post("/sandbox/objects", self._objects),
+            web.post("/sandbox/fill", self._fill),
             web.post("/sandbox/channels", self._channel),
             web.get("/sandbox/lost", self._lost),
             web.get("/sandbox/limits", self._limits),
@@ -89,6 +92,16 @@ class Desk:
         given = await serve.body(request)
         self.org.extend(given)
         return serve.json({"objects": sorted(self.org.schema.objects)})
+
+    async def _fill(self, request: web.Request) -> web.Response:
+        """`{"type", "count", "seed"?}`: that many more records of one object, as if they had always been there; no events tell of them."""
+        given = await serve.body(request)
+        sobject = self._object(given.get("type"))
+        count, seed = (n if isinstance(n, int) and not isinstance(n, bool) else -1 for n in (given.get("count"), given.get("seed", 1)))
+        if not 0 < count <= _MOST or seed < 0 or sobject.event:
+            raise ValueError(f"count: expected a whole number from 1 to {_MOST}; type: an object that keeps records")
+        made = scenario.fill(self.org, sobject, count, seed)
+        return serve.json({"count": len(made), "first": made[0], "last": made[-1]})
 
     async def _channel(self, request: web.Request) -> web.Response:
         """`{"name": "/data/Sales__chn", "entities": ["Lead"], "enriched"?: {"Lead": ["Email"]}}`: a custom channel; `/event/…__chn` is one

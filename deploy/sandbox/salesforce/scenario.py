@@ -181,6 +181,20 @@ def seed(org: Org, records: int, seed: int) -> None:
             (accounts if kind == "Account" else contacts if kind == "Contact" else []).append(row["Id"])
 
 
+def fill(org: Org, sobject: SObject, count: int, seed: int) -> list[str]:
+    """Add records of one object as if they had always been there: no events. Their ids."""
+    people = People(random.Random(seed))
+    people._number = len(org.store.tables[sobject.name].rows) * 10
+    users = [u["Id"] for u in org.store.live(org.schema.objects["User"])]
+    made = []
+    for number in range(count):
+        row = _row(org, sobject, people.record(sobject.name) | {"OwnerId": people.rng.choice(users)}, people, number)
+        row["CreatedById"] = row["LastModifiedById"] = people.rng.choice(users)
+        org.store.put(sobject, row)
+        made.append(row["Id"])
+    return made
+
+
 def add_user(org: Org, username: str) -> str:
     """The id of the user of that name, made where there is none."""
     sobject = org.schema.objects["User"]

@@ -106,6 +106,7 @@ class Sandbox:
             if (down and name == "html-503") or take(name, *kinds):
                 return web.Response(status=status, text="" if name == "empty-body" else _HTML, content_type="text/html")
         if stalled := take("stalled", *kinds):
+            request[serve.STALLED] = stalled.seconds
             return await _stall(request, await handler(request), stalled.seconds)
         return await handler(request)
 
@@ -115,16 +116,10 @@ class Sandbox:
 
 
 async def _stall(request: web.Request, whole: web.StreamResponse, seconds: float) -> web.StreamResponse:
-    """The head and half of the body of a reply, then silence, then the socket is cut."""
     if whole.prepared or not isinstance(whole, web.Response) or not isinstance(whole.body, bytes) or len(whole.body) < 2:
-        await asyncio.sleep(seconds)
         return whole
     headers = {k: v for k, v in whole.headers.items() if k not in ("Content-Length", "Transfer-Encoding")}
     partial = web.StreamResponse(status=whole.status, headers=headers)
     partial.content_length = len(whole.body)
     await partial.prepare(request)
-    await partial.write(whole.body[: len(whole.body) // 2])
-    await asyncio.sleep(seconds)
-    if request.transport:
-        request.transport.abort()
-    return partial
+    return await serve.stall(request, partial, whole.body, seconds)
