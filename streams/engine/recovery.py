@@ -82,7 +82,8 @@ def _poison(record: Any, what: str, remedy: str) -> FatalError:
     return FatalError(
         f"the changelog {record.topic} holds a record that Headrace did not write: partition {record.partition}, offset {record.offset}, "
         f"{what}. The worker does not start on a state that others wrote. Find who writes to this topic and take its right to; to get rid "
-        f"of the record, {remedy}. Until it is gone no worker can take partition {record.partition} over"
+        f"of the record, {remedy} (at once with segment.ms=1000 and max.compaction.lag.ms=1000 on the topic, taken back afterwards). Until "
+        f"it is gone no worker can take partition {record.partition} over"
     )
 
 
