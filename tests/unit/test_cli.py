@@ -18,8 +18,8 @@ from models.errors import SettingsError, TemporaryError
 from models.flow import Flow
 
 COMMANDS = [
-    "login", "worker", "subscribe", "receive", "snapshot", "check", "status", "dead-letters", "incidents", "redrive", "adopt", "accept-loss", "replay",
-    "demo", "bench", "soak", "test", "sandbox",
+    "login", "worker", "subscribe", "receive", "snapshot", "check", "status", "dead-letters", "incidents", "redrive", "adopt",
+    "accept-loss", "replay", "demo", "bench", "soak", "test", "sandbox",
 ]  # fmt: skip
 
 
