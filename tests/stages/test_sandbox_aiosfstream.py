@@ -49,7 +49,7 @@ async def test_it_comes_back_by_itself_after_an_unknown_client() -> None:
         assert await receive(stream) == "Before"
         await at.fault("unknown-client")
         async with asyncio.timeout(10):
-            while at.sandbox.org.counts["handshakes"] < 2 or not any(s.cursors for s in at.sandbox.cometd.alive()):  # noqa: ASYNC110 - the library tells no one
+            while at.sandbox.org.counts["handshakes"] < 2 or not any(s.channels for s in at.sandbox.cometd.alive()):  # noqa: ASYNC110 - the library tells no one
                 await asyncio.sleep(0.02)
         await at.person("After")
         assert "After" in [await receive(stream)]

@@ -143,7 +143,14 @@ async def test_deleted_and_updated_tell_the_window_and_how_far_they_reach() -> N
 
 
 @pytest.mark.parametrize(
-    "window", [{}, {"start": "x", "end": "y"}, {"start": moment(60), "end": moment(-60)}, {"start": moment(-40 * 86_400), "end": moment(0)}]
+    "window",
+    [
+        {},
+        {"start": "x", "end": "y"},
+        {"start": moment(60), "end": moment(-60)},
+        {"start": moment(-40 * 86_400), "end": moment(0)},
+        {"start": "0001-01-01T00:00:00Z", "end": moment(0)},
+    ],
 )
 async def test_a_window_that_cannot_be_is_refused(window: dict[str, str]) -> None:
     async with org() as at:

@@ -132,6 +132,8 @@ async def test_a_closed_object_does_not_exist_for_its_user() -> None:
         {"hidden": ["Email"]},
         {"view_all_records": ["Nope"]},
         {"rights": "all"},
+        {"closed": 5},
+        {"shared": True},
     ],
 )
 async def test_rights_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:

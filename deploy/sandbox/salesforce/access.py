@@ -52,6 +52,9 @@ class Access:
 
     def change(self, user_id: str, given: dict[str, Any]) -> Rights:
         """Take over the rights named in `given`, others stay. Errors: ValueError that says what was wrong."""
+        for name in ("closed", "view_all_records", "shared"):
+            if not isinstance(given.get(name, []), list):
+                raise ValueError(f"{name}: expected a list")
         rights = self.rights.setdefault(user_id, Rights())
         if (hidden := given.get("hidden")) is not None:
             if not isinstance(hidden, dict):

@@ -53,7 +53,7 @@ class Replication:
 def _minute(given: str | None) -> str:
     """The kept form of a moment, its seconds cut off. A `+` that came as a blank is taken."""
     moment = values.datetime_text(given.replace(" ", "+")) if given else None
-    if moment is None:
+    if moment is None or moment < "1970":
         raise SalesforceError(400, "MALFORMED_QUERY", "start and end are date-times such as 2026-05-04T09:30:11Z")
     whole = datetime.fromisoformat(moment).replace(second=0, microsecond=0)
     return whole.strftime("%Y-%m-%dT%H:%M:%S.000Z")
