@@ -122,7 +122,8 @@ class Disk:
         options.set_keep_log_file_num(2)
         try:
             self._folder.parent.mkdir(parents=True, exist_ok=True)
-            self._db = rocksdict.Rdict(str(self._folder), options)
+            # Named, because for what is not named rocksdict takes the options it finds on disk, with a cache of its own for each store.
+            self._db = rocksdict.Rdict(str(self._folder), options, column_families={"default": options})
         except Exception as error:
             raise self._failed(error) from error
 

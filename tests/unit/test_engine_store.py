@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from models.errors import FatalError
 from streams.engine.stage import Changes
-from streams.engine.store import META, Backend, DamagedError, Disk, Memory, TableStore, mark_key
+from streams.engine.store import CACHE_BYTES, META, Backend, DamagedError, Disk, Memory, TableStore, mark_key
 
 
 @pytest.fixture(params=["memory", "disk"])
@@ -200,6 +200,19 @@ def test_garbage_in_the_persisted_offset_is_damage(tmp_path: Path, raw: bytes) -
     again = Disk(tmp_path / "0")
     assert again.position() is None
     again.close()
+
+
+def test_all_stores_share_one_cache_when_they_are_opened_again_too(tmp_path: Path) -> None:
+    for _ in range(2):
+        disks = [Disk(tmp_path / str(number)) for number in range(3)]
+        for number, disk in enumerate(disks):
+            assert disk._db.property_value("rocksdb.block-cache-capacity") == str(CACHE_BYTES)
+            disk.write([(b"%d %d" % (number, n), os.urandom(100)) for n in range(2000)], 1, 1.0)
+            disk._db.flush()
+            disk.get_many([b"%d %d" % (number, n) for n in range(2000)])
+        assert len({disk._db.property_value("rocksdb.block-cache-usage") for disk in disks}) == 1
+        for disk in disks:
+            disk.close()
 
 
 def test_a_store_that_was_closed_is_not_called_damaged(tmp_path: Path) -> None:
