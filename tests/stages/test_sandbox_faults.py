@@ -5,7 +5,7 @@ import asyncio
 import aiohttp
 import pytest
 
-from deploy.sandbox.salesforce.org import KINDS
+from deploy.sandbox.salesforce.kinds import KINDS
 from tests.support.sandbox_wire import Wire, names, org
 
 CUT = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientPayloadError)

@@ -284,6 +284,27 @@ def test_an_order_by_an_index_is_the_order_of_a_sort(org: Org, order: str, delet
     assert ids(org, text + " LIMIT 7 OFFSET 2", deleted=deleted) == [r["Id"] for r in wanted][2:9]
 
 
+@pytest.mark.parametrize("operator", [">", ">=", "<", "<=", "="])
+def test_a_range_of_stamps_has_the_rows_of_a_plain_filter_also_where_many_share_a_stamp(org: Org, operator: str) -> None:
+    contact = org.schema.objects["Contact"]
+    for number, row in enumerate(list(org.store.tables["Contact"].rows.values())):
+        org.store.put(contact, row | {"SystemModstamp": f"2026-01-0{1 + number % 3}T00:00:00.000Z"})
+    edge = "2026-01-02T00:00:00.000Z"
+    tests = {
+        ">": lambda v: v > edge,
+        ">=": lambda v: v >= edge,
+        "<": lambda v: v < edge,
+        "<=": lambda v: v <= edge,
+        "=": lambda v: v == edge,
+    }
+    rows = org.store.tables["Contact"].rows
+    wanted = sorted(i for i, r in rows.items() if tests[operator](r["SystemModstamp"]))
+    assert ids(org, f"SELECT Id FROM Contact WHERE SystemModstamp {operator} {edge}", deleted=True) == wanted
+    low = wanted[len(wanted) // 2]
+    text = f"SELECT Id FROM Contact WHERE Id > '{low}' AND SystemModstamp {operator} {edge} ORDER BY Id LIMIT 5"
+    assert ids(org, text, deleted=True) == [i for i in wanted if i > low][:5]
+
+
 def test_the_index_of_stamps_follows_every_change(org: Org) -> None:
     contact = org.schema.objects["Contact"]
     org.store.stamps(contact)
