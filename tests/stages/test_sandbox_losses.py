@@ -294,6 +294,16 @@ async def test_events_stop_exactly_at_the_allocation_on_connect_and_on_subscribe
         assert names(await at.poll()) == ["N3", "N4"]
 
 
+async def test_an_allocation_that_is_not_enforced_is_not_shown_as_nearly_used_up() -> None:
+    async with org() as at:
+        await at.open()
+        at.sandbox.org.limits.spend("DailyDeliveredPlatformEvents", 1_000_000)
+        await at.person("Told")
+        assert names(await at.poll()) == ["Told"]
+        left = (await at.rest("GET", "/limits"))[1]["DailyDeliveredPlatformEvents"]
+        assert left["Remaining"] > 0.9 * left["Max"]
+
+
 async def test_each_limit_is_used_up_on_its_own() -> None:
     async with org() as at:
         await at.open()

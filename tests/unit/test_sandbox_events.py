@@ -12,7 +12,8 @@ import orjson
 import pytest
 
 from deploy.sandbox.salesforce import events, scenario
-from deploy.sandbox.salesforce.changes import Changes, _Maker, convert
+from deploy.sandbox.salesforce.changes import Changes, _Maker
+from deploy.sandbox.salesforce.conversion import convert
 from deploy.sandbox.salesforce.errors import SalesforceError
 from deploy.sandbox.salesforce.org import Org
 from deploy.sandbox.salesforce.schema import Schema, SObject

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 DAY = 86_400
 API, EVENTS, JOBS, STORAGE = "DailyApiRequests", "DailyDeliveredPlatformEvents", "DailyBulkV2QueryJobs", "DailyBulkV2QueryFileStorageMB"
 PUBLISHED = "HourlyPublishedPlatformEvents"
-UNLIMITED_EVENTS = 50_000  # what /limits shows where no limit is set
+UNLIMITED_EVENTS = 100_000_000  # what /limits shows where no limit is set: so high that no run reaches it
 _VARIANTS = {API: "api", EVENTS: "events", JOBS: "bulk-jobs", STORAGE: "bulk-storage"}
 _UNUSED = {  # shown, never used here
     "ConcurrentAsyncGetReportInstances": 200,
