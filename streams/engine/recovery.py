@@ -22,6 +22,7 @@ from streams.metrics import RECOVERED
 from streams.publish import MAX_RECORD, close_consumer, read_committed_consumer
 
 CHUNK = 5000
+FETCH_BYTES, PARTITION_BYTES = 8 << 20, 512 << 10  # of 36 stores at 1 MB each 100 MB lay in the fetcher
 SKEW_SECONDS = 60.0
 """A store from further in the future than this has an age that nobody knows."""
 log = structlog.get_logger()
@@ -33,7 +34,13 @@ async def recover(settings: Settings, stores: Mapping[TopicPartition, tuple[str,
         return
     kept = await tombstone_seconds(settings, {tp.topic for tp in stores})
     parts = list(stores)
-    consumer = read_committed_consumer(settings, auto_offset_reset="none", max_poll_records=CHUNK)
+    consumer = read_committed_consumer(
+        settings,
+        auto_offset_reset="none",
+        max_poll_records=CHUNK,
+        fetch_max_bytes=FETCH_BYTES,
+        max_partition_fetch_bytes=PARTITION_BYTES,
+    )
     try:
         await consumer.start()
         consumer.assign(parts)
