@@ -46,7 +46,6 @@ class ChangeEvent:
     committed          epoch ms of the commit
     changed_fields     names as sent ("BillingAddress.Street"); None when the header has no such key
     body               field values without the header: absent key = not sent, None = null
-    sequence, transaction, origin, user, commit_number   for people; 0 or "" when absent
     """
 
     channel: str
@@ -57,11 +56,6 @@ class ChangeEvent:
     committed: int
     changed_fields: tuple[str, ...] | None
     body: dict[str, Any]
-    sequence: int
-    transaction: str
-    origin: str
-    user: str
-    commit_number: int
 
     @property
     def second(self) -> int:
@@ -128,11 +122,6 @@ def parse(message: Any) -> ChangeEvent:
         _whole(header.get("commitTimestamp"), "header commitTimestamp"),
         None if changed is None else tuple(changed),
         body,
-        header.get("sequenceNumber") or 0,
-        header.get("transactionKey") or "",
-        header.get("changeOrigin") or "",
-        header.get("commitUser") or "",
-        header.get("commitNumber") or 0,
     )
 
 

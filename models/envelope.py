@@ -43,7 +43,7 @@ class EnvelopeError(ValueError):
     """The headers are not ours or are damaged: the record is a dead letter of the stage that read it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # not frozen: see models/write.py
 class Envelope:
     """Headers of one record in an in-topic; `key` is the record's id (18 characters for Salesforce).
 

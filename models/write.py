@@ -1,7 +1,8 @@
 """What a target should hold (Write), and what became of it (WriteResult).
 
 A Write is the whole target record, never a delta. It is the value of a record in `writes.<target>`; the Kafka key is
-`<object>|<target key>`, so that everything that concerns one target record meets in one partition.
+`<object>|<target key>`, so that everything that concerns one target record meets in one partition. Nobody changes one that is made; they are
+not frozen because that makes each three times as dear, and one is made for every event.
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ class Op(StrEnum):
     RELEASE = "release"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Write:
     """One record of `writes.<target>` (JSON).
 
@@ -75,7 +76,7 @@ class Outcome(StrEnum):
     DEAD = "dead"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class WriteResult:
     """One per effect, in the order of the effects. `reason`, `field` and `retryable` are for DEAD; `id` is the target's own id."""
 

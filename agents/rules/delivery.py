@@ -132,7 +132,7 @@ class Delivered:
         return state
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: see models/write.py
 class Decision:
     """What one record of `writes.<target>` asks for.
 

@@ -23,7 +23,7 @@ class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # not frozen: see models/write.py
 class Effect:
     """What the target shall hold under one key; at most one per key in a batch, compared after the target's own normalising.
 

@@ -37,7 +37,7 @@ class Chunk:
     records: Sequence[Record]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: see models/write.py
 class Output:
     """One record to send. `partition` None: by murmur2 of the key, as every other client of Kafka would."""
 
