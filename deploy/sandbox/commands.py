@@ -138,3 +138,31 @@ def fault(
         armed = _ask(url, "POST", "/sandbox/faults", {k: v for k, v in wanted.items() if v is not None}, target)
         left = "until cleared" if armed["times_left"] is None else f"{armed['times_left']} times"
         typer.echo(f"on: {armed['name']} {armed['variant']} ({left})")
+
+
+@app.command()
+def user(
+    username: Annotated[str, typer.Argument(help="Such as reader@example.org; made where there is none.")],
+    hide: Annotated[list[str] | None, typer.Option(help="A field that this user may not see: Contact.Email. May be repeated.")] = None,
+    close: Annotated[list[str] | None, typer.Option(help="An object that does not exist for this user. May be repeated.")] = None,
+    view_all: Annotated[bool | None, typer.Option("--view-all/--no-view-all", help="The right View All Data.")] = None,
+    app_key: Annotated[str | None, typer.Option("--client-id", help="An app that runs as this user; needs --client-secret.")] = None,
+    app_secret: Annotated[str | None, typer.Option("--client-secret", help="Its secret.")] = None,
+    active: Annotated[bool | None, typer.Option("--active/--frozen", help="A frozen user is logged out and stays so.")] = None,
+    url: Url = None,
+) -> None:
+    """Give or take rights of a user of the sandbox org; what is not named stays as it is."""
+    hidden: dict[str, list[str]] = {}
+    for path in hide or []:
+        sobject, _, field = path.partition(".")
+        if not field:
+            raise typer.BadParameter(f"{path!r} is no field; write Object.Field, such as Contact.Email")
+        hidden.setdefault(sobject, []).append(field)
+    given: dict[str, Any] = {"hidden": hidden if hide else None, "closed": close or None, "view_all_data": view_all, "active": active}
+    given |= {"client_id": app_key, "client_secret": app_secret}
+    done = _ask(url, "POST", "/sandbox/users", {"username": username} | {k: v for k, v in given.items() if v is not None})
+    fields = ", ".join(f"{o}.{f}" for o, names in done["hidden"].items() for f in names)
+    right = "with" if done["view_all_data"] else "without"
+    typer.echo(
+        f"{username} ({done['id']}): {right} View All Data; hidden: {fields or 'nothing'}; closed: {', '.join(done['closed']) or 'nothing'}"
+    )

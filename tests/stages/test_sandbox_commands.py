@@ -56,11 +56,25 @@ def test_a_sandbox_is_changed_broken_and_fed_from_the_command_line(salesforce: s
     assert salesforce.wait(5) == 0
 
 
+def test_rights_are_taken_and_given_and_rates_told_from_the_command_line(salesforce: subprocess.Popen[str]) -> None:
+    code, output = run(
+        "user", "reader@example.org", "--hide", "Contact.Email", "--hide", "Account.Industry", "--no-view-all", "--close", "Case"
+    )
+    assert (code, output.split(": ", 1)[1]) == (0, "without View All Data; hidden: Contact.Email, Account.Industry; closed: Case\n")
+    assert run("user", "reader@example.org", "--view-all")[1].split(": ", 1)[1].startswith("with View All Data; hidden: Contact.Email")
+    assert run("fault", "drop-events", "--rate", "0.25")[1] == "on: drop-events bus (until cleared)\n"
+    assert salesforce.poll() is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (("fault", "nonsense"), "no fault named 'nonsense'; there are: "),
         (("fault", "slow", "--variant", "x"), "no variant 'x'"),
+        (("fault", "drop-events", "--rate", "2"), "rate is a share above 0 and up to 1"),
+        (("user", "reader@example.org", "--hide", "Email"), "write Object.Field"),
+        (("user", "reader@example.org", "--hide", "Contact.LastName"), "cannot be hidden"),
+        (("user", "nobody"), "expected one such as"),
         (("change", "--for", "soon"), "is no duration"),
         (("change", "--rate", "0"), "greater than or equal to 0.01"),
         (("emit", "no-such-file"), "does not exist"),

@@ -75,6 +75,17 @@ async def test_changes_beyond_the_number_set_are_one_overflow() -> None:
         assert found[-1]["recordIds"] == [NULL_ID]
 
 
+async def test_events_can_have_the_forms_of_years_ago() -> None:
+    async with org() as at:
+        await at.open()
+        for variant in ("dates", "no-changed-fields"):
+            await at.fault("old-form", variant=variant, times=1)
+            await at.person(variant)
+        old, bare = await at.poll()
+        assert (len(old["payload"]["CreatedDate"]), len(bare["payload"]["CreatedDate"])) == (20, 24)
+        assert ["changedFields" in h for h in heads([old, bare])] == [True, False]
+
+
 async def test_events_lost_in_the_bus_never_come_and_are_told_to_the_test_alone() -> None:
     async with org() as at:
         start = await at.person("First")

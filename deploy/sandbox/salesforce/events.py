@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import random
+import re
 import uuid
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from deploy.sandbox.salesforce import ids
 from deploy.sandbox.salesforce.schema import Field, SObject
 from deploy.sandbox.salesforce.store import Change, Row
 
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 Deliver = Literal["normal", "gap", "gap-wildcard", "overflow", "wildcard", "lost"]
 
 
@@ -144,6 +146,16 @@ def _nested(flat: dict[Field, Any]) -> dict[str, Any]:
         else:
             body[f.name] = value
     return body
+
+
+def age(event: Event, form: str) -> None:
+    """Write an event as it was years ago, in place: `dates` without milliseconds (before 2020), or `no-changed-fields` (before API 47)."""
+    if form == "no-changed-fields":
+        event.payload["ChangeEventHeader"].pop("changedFields", None)
+        return
+    for name, value in event.payload.items():
+        if isinstance(value, str) and _MOMENT.fullmatch(value):
+            event.payload[name] = f"{value[:19]}Z"
 
 
 def text_diff(old: str | None, new: str | None) -> dict[str, str] | None:

@@ -45,6 +45,9 @@ LOSSES = {
     "gap-wildcard": Kind("tell the changes of a transaction as gap events for every record of the object"),
     "wildcard": Kind("tell the changes of a transaction as a change of every record of the object"),
     "overflow": Kind("tell a transaction as GAP_OVERFLOW; setting overflow_after does so after that many changes"),
+    "old-form": Kind(
+        "write events as of years ago: dates without milliseconds, or no changedFields", ("dates", "no-changed-fields"), times=None
+    ),
     "drop-events": Kind("lose events in the bus for ever, or in replies only, at a rate (0.1)", ("bus", "reply"), times=None, rate=0.1),
     "expired-position": Kind("end the retention of everything published so far, or of its older half", ("all", "half"), instant=True),
     "org-migration": Kind(

@@ -126,6 +126,8 @@ class Org:
         if armed and self._chance.random() < armed.rate and self.faults.take("drop-events"):
             self.lost.append((self.bus.lose(), event.entity, event.record_ids))
             return None
+        if old := self.faults.take("old-form"):
+            events.age(event, old.variant)
         data = {"schema": self.schemas[event.entity], "payload": event.payload}
         return self.bus.publish(event.entity, event.record_ids, data, at=self.now())
 
