@@ -22,6 +22,7 @@ async def feed(b: Bench, count: int, rate: int) -> None:
         await asyncio.sleep(50 / rate)
 
 
+@pytest.mark.slow  # test_worker_faults.py does it with the real stages
 async def test_kill_9_at_random_moments_loses_nothing_and_repeats_nothing(kafka: str, tmp_path: Path) -> None:
     chance = random.Random(7)
     async with bench(kafka, tmp_path) as b:
@@ -41,6 +42,7 @@ async def test_kill_9_at_random_moments_loses_nothing_and_repeats_nothing(kafka:
         assert sum(int(v) for v in (await b.changelog()).values()) == 5000
 
 
+@pytest.mark.slow  # test_worker_faults.py does it with the real stages
 async def test_sigterm_under_load_loses_nothing_and_repeats_nothing(kafka: str, tmp_path: Path) -> None:
     async with bench(kafka, tmp_path) as b:
         feeding = asyncio.create_task(feed(b, 3000, 1000))
@@ -57,6 +59,7 @@ async def test_sigterm_under_load_loses_nothing_and_repeats_nothing(kafka: str, 
         assert b.stored("state") == await b.changelog()
 
 
+@pytest.mark.slow  # test_worker_faults.py does it with the real stages
 async def test_a_worker_that_joins_and_one_that_is_killed_under_load_lose_and_repeat_nothing(kafka: str, tmp_path: Path) -> None:
     async with bench(kafka, tmp_path) as b:
         feeding = asyncio.create_task(feed(b, 4000, 500))
@@ -72,6 +75,7 @@ async def test_a_worker_that_joins_and_one_that_is_killed_under_load_lose_and_re
         assert b.stored("two") == await b.changelog()
 
 
+@pytest.mark.slow  # test_worker_faults.py does it with the real stages
 async def test_a_stopped_worker_that_wakes_after_its_session_ends_without_repeating_anything(kafka: str, tmp_path: Path) -> None:
     async with bench(kafka, tmp_path) as b:
         one = await b.start("one")

@@ -104,7 +104,7 @@ async def test_sigterm_under_load_hands_over_without_telling_anybody_anything_ol
 ) -> None:
     async with fault_bench(kafka, tmp_path, chance, drain_seconds=10.0) as b:
         worker = b.worker()
-        feeding = asyncio.create_task(b.feed(2400, rate=300))
+        feeding = asyncio.create_task(b.feed(1800, rate=300))
         for number in range(3):
             await b.more_outputs(b.chance.randrange(100, 700))
             worker.send(signal.SIGTERM)
@@ -119,7 +119,7 @@ async def test_workers_that_come_and_go_under_load_lose_nothing_and_put_out_noth
 ) -> None:
     async with fault_bench(kafka, tmp_path, chance) as b:
         b.worker("one")
-        feeding = asyncio.create_task(b.feed(3500, rate=250))
+        feeding = asyncio.create_task(b.feed(2000, rate=200))
         await b.more_outputs(200)
         two = b.worker("two")
         await two.said("partitions taken over")
@@ -137,8 +137,8 @@ async def test_a_rolling_change_of_the_flow_with_a_new_object_loses_nothing(kafk
     async with fault_bench(kafka, tmp_path, chance, sobjects=("Contact", "Account")) as b:
         old = flow_for(str(tmp_path), {n: t.model_dump() for n, t in b.flow.targets.items()}, ["Contact"])
         one, two = b.worker("one", flow=old), b.worker("two", flow=old)
-        feeding = asyncio.create_task(b.feed(1500, rate=120))
-        firms = asyncio.create_task(b.feed(1500, rate=120, sobject="Account"))
+        feeding = asyncio.create_task(b.feed(900, rate=100))
+        firms = asyncio.create_task(b.feed(900, rate=100, sobject="Account"))
         await one.said("partitions taken over")
         await two.said("partitions taken over")
         for number, member in enumerate((one, two)):
@@ -156,7 +156,7 @@ async def test_a_worker_stopped_for_longer_than_its_session_repeats_nothing_when
     async with fault_bench(kafka, tmp_path, chance) as b:
         one = b.worker("one")
         await one.said("partitions taken over")
-        feeding = asyncio.create_task(b.feed(2500, rate=250))
+        feeding = asyncio.create_task(b.feed(1500, rate=250))
         await b.more_outputs(b.chance.randrange(100, 600))
         b.stopped_pids.add(one.pid)
         one.send(signal.SIGSTOP)
@@ -175,7 +175,7 @@ async def test_what_a_target_that_cannot_compare_took_from_a_zombie_is_counted_a
         points = [{"at": "call", "stage": f"write-{name}", "after": chance.randrange(6, 12), "do": "stop"} for name in b.ledgers]
         one = b.worker("one", points=points)
         await one.said("partitions taken over")
-        feeding = asyncio.create_task(b.feed(2000, rate=200, bulk=0.0))
+        feeding = asyncio.create_task(b.feed(1400, rate=200, bulk=0.0))
         await one.said("fault point call")
         b.stopped_pids.add(one.pid)
         two = b.worker("two")
