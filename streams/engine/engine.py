@@ -252,8 +252,9 @@ class Engine:
         places = {}
         for tp in parts:
             committed = found[tp].offset if tp in found and found[tp].offset >= 0 else None
-            store = next(iter(holdings[tp.partition].grounds[self.buffers.stage_of(tp.topic).name].stores.values()), None)
-            places[tp] = start_at(tp, committed, store.mark(tp.topic) if store else None, begins[tp], ends[tp])
+            # In any table: which one a stage marks changes with the flow.
+            marks = [mark for store in holdings[tp.partition].stores.values() if (mark := store.mark(tp.topic)) is not None]
+            places[tp] = start_at(tp, committed, max(marks, default=None), begins[tp], ends[tp])
         return places
 
     def _set_lost(self, lost: dict[TopicPartition, Loss]) -> None:

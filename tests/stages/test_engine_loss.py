@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import os
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -274,6 +276,32 @@ async def test_an_acceptance_that_was_interrupted_can_be_repeated(kafka: str, tm
         await b.arrived(20)
         assert await log.waits(worker) == {}
         assert set(await seqs(b)) == set(range(20))
+
+
+async def test_the_command_lists_losses_and_accepts_them(kafka: str, tmp_path: Path) -> None:
+    async with logs(kafka, tmp_path, partitions=1) as log:
+        b, publisher = log.b, Publisher(log.b.settings)
+        await publisher.send([letter(Loss(b.live, 0, 0, 0, 0), log.names)])
+        await publisher.stop()
+        (tmp_path / "flow.yaml").write_text("""
+connections: {x: {type: webhook, secrets: [s], key: id}}
+targets: {w: {type: postgres, dsn: "postgresql://nowhere/x"}}
+routes: {r: {from: x, to: w, map: person}}
+""")
+        environ = {"KAFKA_BOOTSTRAP_SERVERS": kafka, "HEADRACE_INSTALLATION": b.settings.installation, "HEADRACE_PARTITIONS": "1"}
+
+        async def accept_loss(*arguments: str) -> tuple[int | None, str]:
+            command = [sys.executable, "-m", "deploy", "accept-loss", *arguments, "--flow", str(tmp_path / "flow.yaml")]
+            process = await asyncio.create_subprocess_exec(*command, env=os.environ | environ, stdout=asyncio.subprocess.PIPE)
+            said, _ = await process.communicate()
+            return process.returncode, said.decode()
+
+        code, said = await accept_loss()
+        assert (code, f"{b.live}/0/0/-: Kafka no longer knows" in said) == (1, True)
+        code, said = await accept_loss("all", "--json")
+        assert (code, list(json.loads(said)["accepted"])) == (0, [f"{b.live}/0/0/-"])
+        assert "sender of x" in said
+        assert await accept_loss() == (0, "nothing was lost\n")
 
 
 async def test_what_is_meant_must_be_open(kafka: str, tmp_path: Path) -> None:
