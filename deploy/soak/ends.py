@@ -18,8 +18,11 @@ FENCED = re.compile(r"fenced|took over|invalid producer epoch", re.IGNORECASE)
 DAMAGED = re.compile(r"corrupt|damaged", re.IGNORECASE)
 KAFKA_AWAY = re.compile(
     r"KafkaConnectionError|NodeNotReady|RequestTimedOut|Coordinator\w*Error|Kafka is not to be reached|cannot be reached|batch delivery"
-    r"|it is not known whether|TimeoutError"
+    r"|it is not known whether|TimeoutError|OutOfOrderSequenceNumber"
 )
+"""OutOfOrderSequenceNumber: a batch that was given up with its transaction leaves a hole in the producer's numbers; aiokafka cannot begin
+them anew without the risk of fencing a successor, so the process ends before it commits, and the next one does.
+"""
 NEVER = re.compile(r"AssertionError|KeyError|TypeError|AttributeError|IndexError|NameError|UnboundLocalError|RuntimeError")
 """No fault of the world makes these, nor a cancellation as the last word. (Further up the chain it is what a time-out is made of.)"""
 RAISED = re.compile(r"^[\s|]*((?:[\w.]*(?:Error|Exception|Fenced)\b|Exception).*)$", re.MULTILINE)

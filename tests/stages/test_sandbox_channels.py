@@ -1,7 +1,9 @@
 """Platform events and custom channels of the sandbox org: who gets what, under which position, enriched with what."""
 
+import asyncio
 from typing import Any
 
+import aiohttp
 import pytest
 
 from tests.support.sandbox_wire import Wire, names, org
@@ -124,3 +126,23 @@ async def test_objects_and_fields_can_be_added_while_it_runs() -> None:
         assert (await at.rest("GET", "/query", params={"q": "SELECT Score__c FROM Contact LIMIT 1"}))[1]["records"][0]["Score__c"] is None
         for wrong in ({"Foo": {"A__c": "int"}}, {"Foo__c": {"A": "int"}}, {"Foo__c": 5}, {"Foo__c": {"A__c": "nope"}}):
             assert (await at.refused("POST", "objects", wrong))[0] == 400
+
+
+async def test_a_poll_of_a_client_that_went_away_eats_what_comes_and_only_replay_brings_it_back() -> None:
+    async with org(hold=60) as at:
+        first = await at.person("Before")
+        await at.open()
+        with pytest.raises((aiohttp.ClientError, asyncio.TimeoutError)):
+            async with at.http.post(
+                f"{at.sandbox.url}/cometd/67.0",
+                json=[{"channel": "/meta/connect", "clientId": at.client_id, "id": "x"}],
+                headers=at.headers,
+                timeout=aiohttp.ClientTimeout(total=0.3),
+            ) as reply:
+                await reply.read()
+        await at.person("Into the dead poll")
+        await at.person("After")
+        at.sandbox.org.settings.hold = 0.2
+        assert "Into the dead poll" not in names(await at.poll())
+        await at.subscribe(first)
+        assert names(await at.poll()) == ["Into the dead poll", "After"]

@@ -4,14 +4,13 @@ import asyncio
 import json
 from pathlib import Path
 
-import aiohttp
 import pytest
 
 from deploy.sandbox.salesforce.server import Sandbox
 from tests.support.sandbox_wire import ALL, Wire, names, org, wire
 
-DATA = Path(__file__).parents[1] / "data" / "sandbox"
-META = [json.loads(line)["message"] for line in (DATA / "bayeux-meta.jsonl").read_text().splitlines()]
+RECORDED = Path(__file__).parents[1] / "data" / "sandbox" / "bayeux-meta.jsonl"
+META = [json.loads(line)["message"] for line in RECORDED.read_text().splitlines()]
 REFUSED = (
     "400::The replayId {%s} you provided was invalid.  Please provide a valid ID, -2 to replay all events, or -1 to replay only new events."
 )
@@ -379,23 +378,3 @@ _NONSENSE: list[tuple[str, object]] = [
     ("POST apps", {"username": "nobody@example.org"}),
     ("POST channels", {"name": 5}),
 ]
-
-
-async def test_a_poll_of_a_client_that_went_away_eats_what_comes_and_only_replay_brings_it_back() -> None:
-    async with org(hold=60) as at:
-        first = await at.person("Before")
-        await at.open()
-        with pytest.raises((aiohttp.ClientError, asyncio.TimeoutError)):
-            async with at.http.post(
-                f"{at.sandbox.url}/cometd/67.0",
-                json=[{"channel": "/meta/connect", "clientId": at.client_id, "id": "x"}],
-                headers=at.headers,
-                timeout=aiohttp.ClientTimeout(total=0.3),
-            ) as reply:
-                await reply.read()
-        await at.person("Into the dead poll")
-        await at.person("After")
-        at.sandbox.org.settings.hold = 0.2
-        assert "Into the dead poll" not in names(await at.poll())
-        await at.subscribe(first)
-        assert names(await at.poll()) == ["Into the dead poll", "After"]
