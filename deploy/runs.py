@@ -43,7 +43,7 @@ def snapshot(flow_path: Path | None, source: str, as_json: bool) -> int:
         fields = fields_of(flow)[source]
         return await run_snapshot(settings, flow, source, fields, stop=stop, progress=lambda run: show(run.rows, run.total))
 
-    run = _run("snapshot", settings, flow, source, work)
+    run = run_with_bar("snapshot", settings, flow, source, work)
     done = run.state == "done"
     _answer(
         as_json,
@@ -65,7 +65,7 @@ def replay(flow_path: Path | None, route: str, begin: str, end: str, run_id: str
             settings, flow, route, begin, end, run_id=run_id, progress=lambda state: show(state.passed, state.total), stop=stop
         )
 
-    state = _run("replay", settings, flow, f"route {route}", work)
+    state = run_with_bar("replay", settings, flow, f"route {route}", work)
     facts = {"run": state.run, "route": route, "sent": state.sent, "skipped": state.skipped, "left_out": state.left_out, "done": state.done}
     sentence = f"route {route}: {state.sent:,} events are on their way again (run {state.run})"
     if state.skipped or state.left_out:
@@ -133,7 +133,7 @@ def adopt(flow_path: Path | None, name: str) -> int:
     return 0
 
 
-def _run(role: str, settings: Settings, flow: Flow, what: str, work: Callable[[Settings, asyncio.Event, Show], Awaitable[T]]) -> T:
+def run_with_bar(role: str, settings: Settings, flow: Flow, what: str, work: Callable[[Settings, asyncio.Event, Show], Awaitable[T]]) -> T:
     """The work with topics made, health served, signals heard and a bar."""
     set_up_logging(settings.log_format, level="WARNING")
     settings = settings.model_copy(update={"metrics_port": 0})  # the configured one belongs to the process that stays

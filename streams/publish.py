@@ -6,7 +6,7 @@ Kafka client (murmur2 of the key over `settings.partitions`).
 
 import asyncio
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -321,16 +321,20 @@ def read_committed_consumer(settings: Settings, **options: Any) -> AIOKafkaConsu
 
 
 async def read_all(settings: Settings, topic: str) -> list[Record]:
-    """Everything committed in a topic when the call began, in order per partition; meant for small and compacted topics.
+    """All that `read_batches` gives, at once; meant for small and compacted topics. Raises TemporaryError, FatalError (no such topic)."""
+    return [record async for batch in read_batches(settings, topic) for record in batch]
+
+
+async def read_batches(settings: Settings, topic: str, partitions: Sequence[int] | None = None) -> AsyncGenerator[list[Record], None]:
+    """Everything committed in a topic when the first batch was asked for, in order per partition, never all of it in memory.
 
     Ends at the high watermark, by POSITION: a transaction ends in an offset of no record, and its marker is written a moment after its
     commit was answered, so that the last stable offset would be too early. Waits for transactions open at the call (at most their
-    time-out). Raises TemporaryError, FatalError (no such topic).
+    time-out). Who may leave it early closes it. Raises TemporaryError, FatalError (no such topic).
     """
-    parts = [TopicPartition(topic, p) for p in range(settings.partitions)]
+    parts = [TopicPartition(topic, p) for p in (range(settings.partitions) if partitions is None else partitions)]
     consumer = read_committed_consumer(settings)
     watcher = AIOKafkaConsumer(**client_options(settings), enable_auto_commit=False)
-    found: list[Record] = []
     try:
         async with asyncio.timeout(COMMIT_SECONDS):
             await asyncio.gather(consumer.start(), watcher.start())
@@ -341,11 +345,11 @@ async def read_all(settings: Settings, topic: str) -> list[Record]:
         left = {tp for tp in parts if ends[tp] > begins[tp]}
         while left:
             async with asyncio.timeout(COMMIT_SECONDS):
-                for tp, records in (await consumer.getmany(*left, timeout_ms=50)).items():
-                    found.extend(r for r in records if r.offset < ends[tp])
+                found = await consumer.getmany(*left, timeout_ms=50)
                 left = {tp for tp in left if await consumer.position(tp) < ends[tp]}
+            for tp, records in found.items():
+                yield [r for r in records if r.offset < ends[tp]]
     except (KafkaError, TimeoutError) as error:
         raise _wrapped(error, f"reading {topic}") from error
     finally:
         await asyncio.gather(close_consumer(consumer), close_consumer(watcher))
-    return found

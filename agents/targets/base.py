@@ -6,7 +6,7 @@ its file name: agents/targets/<type>.py holds one class named `Target` that fulf
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
@@ -100,4 +100,26 @@ class TargetLike(Protocol):
 
     def same_key(self, object: str, key: str) -> str:
         """The key after the target's own normalising (trim, lower-case mail): used before the Kafka key is made. Pure."""
+        ...
+
+
+Fault = Literal["missing", "changed", "deleted"]
+"""What is wrong with a key: it is not there, holds something else, or is marked as deleted."""
+
+
+@runtime_checkable
+class Comparing(Protocol):
+    """What a target may do beside, for `headrace verify`. Raises as `write` does."""
+
+    async def differing(self, object: str, expected: Mapping[str, Body]) -> Mapping[str, Fault]:
+        """Which of these keys do not hold their body, converted as `write` converts it. Within the target's rate."""
+        ...
+
+
+@runtime_checkable
+class Listing(Protocol):
+    """The same, for what nobody speaks for."""
+
+    async def standing(self, object: str, after: str) -> Sequence[str]:
+        """The next keys behind `after` that stand and are not marked as deleted, in the order of their code points; none at the end."""
         ...

@@ -8,7 +8,9 @@ and a later write removes the flag. A changed address is a rename (updateEmail).
 there is.
 """
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -17,7 +19,7 @@ import structlog
 from pydantic import Field, SecretStr
 
 from agents.outbound import Answer, Outbound
-from agents.targets.base import Columns, Effect, Options, cleared
+from agents.targets.base import Columns, Effect, Fault, Options, cleared
 from models.errors import PausedError, PermanentError, TemporaryError
 from models.scrub import scrub
 from models.write import Body, Outcome, WriteResult
@@ -27,6 +29,8 @@ log = structlog.get_logger()
 FLAG = "deletedAtSource"
 USER_FIELDS = frozenset({"email", "userId", "dataFields"})
 LARGEST = 4_000_000
+LOOK_SECONDS = 0.02
+"""Between two users that are read back: half of what Iterable allows."""
 SPLITS = frozenset({"BadJsonBody", "RequestFieldsTypesMismatched", "BatchTooLarge"})
 """Codes of a refused batch in which one user may be guilty; with any other every user of the batch would be refused again."""
 KEY_CODES = frozenset({"BadApiKey", "BadAuthorizationHeader", "Forbidden", "Unauthorized", "InvalidJwtPayload"})
@@ -148,6 +152,21 @@ class Target:
                 return [WriteResult(Outcome.DEAD, reason, "email")]
         return results
 
+    async def differing(self, object: str, expected: Mapping[str, Body]) -> Mapping[str, Fault]:  # noqa: ARG002 - the protocol's
+        """Reads each user back, one after another: what others keep beside ours is theirs."""
+        found: dict[str, Fault] = {}
+        for key, body in expected.items():
+            known = await self._user(key)
+            fields = None if known is None else known.get("dataFields") or {}
+            if fields is None:
+                found[key] = "missing"
+            elif fields.get(FLAG) is True:
+                found[key] = "deleted"
+            elif not _holds(fields, {n: v for n, v in (body.get("dataFields") or {}).items() if n not in ("email", "userId")}):
+                found[key] = "changed"
+            await asyncio.sleep(LOOK_SECONDS)
+        return found
+
     async def _delete(self, key: str) -> WriteResult:
         """Delete one user; one who is not there is deleted already."""
         answer = await self._http.request("DELETE", f"/api/users/{quote(key, safe='')}")
@@ -156,12 +175,22 @@ class Target:
         return WriteResult(Outcome.DEAD, self._said(answer, code), "email")
 
     async def _is_known(self, key: str) -> bool:
-        """Whether there is such a user. Unknown is {} or an empty user, both under 200."""
+        """Whether there is such a user."""
+        try:
+            return await self._user(key) is not None
+        except PermanentError:
+            return True  # bulkUpdate will say what is wrong with it
+
+    async def _user(self, key: str) -> Body | None:
+        """A user as Iterable holds it. Unknown is {} or an empty user, both under 200."""
         answer = await self._http.request("GET", f"/api/users/getByEmail?email={quote(key, safe='')}")
         if (code := self._check(answer, missing=True)) is not None:
-            return not _is_unknown(answer, code)
+            if _is_unknown(answer, code):
+                return None
+            raise PermanentError(self._said(answer, code), field="email")
         told = answer.json
-        return bool(isinstance(told, dict) and isinstance(told.get("user"), dict) and told["user"].get("email"))
+        user = told.get("user") if isinstance(told, dict) else None
+        return user if isinstance(user, dict) and user.get("email") else None
 
     async def _rename(self, effect: Effect, successor: str) -> WriteResult:
         """Give one user the new address; where that is taken or forgotten, the old one is deleted. An unknown old one needs nothing."""
@@ -224,6 +253,28 @@ def user(effect: Effect) -> Body:
     if (user_id := effect.body.get("userId")) is not None:
         item["userId"] = user_id
     return {**item, "dataFields": fields}
+
+
+def _holds(held: Any, body: Mapping[str, Any]) -> bool:
+    """Whether a user has all of a body; null and an empty object are nothing. Iterable writes times in a form of its own."""
+    found = held if isinstance(held, dict) else {}
+    for name, value in body.items():
+        there = found.get(name)
+        if isinstance(value, dict):
+            if not _holds(there, value):
+                return False
+        elif there != value and (_moment(there) is None or _moment(there) != _moment(value)):
+            return False
+    return True
+
+
+def _moment(value: Any) -> datetime | None:
+    """A text that is a time, else None."""
+    try:
+        found = datetime.fromisoformat(value.replace(" +", "+"))
+    except (AttributeError, ValueError):
+        return None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def _buckets(told: Mapping[str, Any]) -> dict[str, set[str]]:

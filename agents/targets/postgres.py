@@ -17,10 +17,10 @@ import structlog
 from psycopg import sql
 from pydantic import Field, SecretStr
 
-from agents.targets.base import Columns, Effect, Options
+from agents.targets.base import Columns, Effect, Fault, Options
 from models.errors import HeadraceError, PausedError, PermanentError, TemporaryError
 from models.scrub import scrub
-from models.write import Outcome, WriteResult
+from models.write import Body, Outcome, WriteResult
 
 log = structlog.get_logger()
 
@@ -46,6 +46,8 @@ COMPUTED = {
 }
 """Times come as epoch milliseconds; divided as numeric they took a tenth of the statement."""
 SENT = {name: "bigint" if kind == "timestamptz" else kind for name, kind in META.items() if name != "_written_at"}
+KEYS = 10_000
+"""Keys in a page."""
 OWNERS = "_headrace"
 """Table that names the installation each object belongs to."""
 
@@ -166,6 +168,33 @@ class Target:
                 )
             await connection.execute(sql.SQL("UPDATE {} SET installation = %s").format(owners), [self.installation])
         return taken
+
+    async def differing(self, object: str, expected: Mapping[str, Body]) -> Mapping[str, Fault]:
+        """One statement: the bodies as `write` would convert them, beside the rows."""
+        if object not in self._types:
+            await self.start(self._objects)
+        types = self._types[object]
+        statement = sql.SQL(
+            "SELECT s._key, CASE WHEN t._key IS NULL THEN 'missing' WHEN t._deleted THEN 'deleted' ELSE 'changed' END "
+            "FROM json_to_recordset(%s::json) AS s({sent}) LEFT JOIN {table} AS t ON t._key = s._key "
+            "WHERE t._key IS NULL OR t._deleted OR ({ours}) IS DISTINCT FROM ({theirs})"
+        ).format(
+            sent=sql.SQL(", ").join(_column(c, kind) for c, kind in {"_key": "text", **types}.items()),
+            table=self._table_name(object),
+            ours=sql.SQL(", ").join(sql.Identifier("s", c) for c in ("_key", *types)),
+            theirs=sql.SQL(", ").join(sql.Identifier("t", c) for c in ("_key", *types)),
+        )
+        rows = [{**body, "_key": key} for key, body in expected.items()]
+        async with self._connection() as connection:
+            found = await connection.execute(statement, [orjson.dumps(rows).decode()])
+            return dict(await found.fetchall())
+
+    async def standing(self, object: str, after: str) -> Sequence[str]:
+        """A page of keys."""
+        statement = sql.SQL('SELECT _key FROM {} WHERE NOT _deleted AND _key COLLATE "C" > %s ORDER BY _key COLLATE "C" LIMIT %s')
+        async with self._connection() as connection:
+            found = await connection.execute(statement.format(self._table_name(object)), [after, KEYS])
+            return [key for (key,) in await found.fetchall()]
 
     def _row(self, effect: Effect) -> dict[str, object]:
         """One element of the JSON parameter."""

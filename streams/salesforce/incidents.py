@@ -17,7 +17,7 @@ from streams.engine.stage import Output
 from streams.publish import read_all
 from streams.topics import Topics
 
-Cause = Literal["gap", "overflow", "wildcard", "too large", "position refused", "org changed"]
+Cause = Literal["gap", "overflow", "wildcard", "too large", "position refused", "org changed", "verify"]
 State = Literal["open", "closed", "failed"]
 
 

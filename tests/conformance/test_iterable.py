@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from agents.targets import make_target
-from agents.targets.base import Columns, TargetLike
+from agents.targets.base import Columns, Comparing, Listing, TargetLike
 from deploy.sandbox.iterable.server import Sandbox
 from models.errors import PausedError
 from models.flow import Target as TargetOptions
@@ -172,6 +172,25 @@ class TestIterable(Conformance):
         rig.faults.arm("json-429", variant="retry-after")
         await bench.give(bench.write(ANN, {"name": "Ann"}))
         assert sum(bench.slept) == 1.0
+
+    async def test_what_differs_is_read_back_by_address(self, rig: IterableRig, bench: Bench) -> None:
+        target = rig.target("marketing", "one")
+        assert isinstance(target, Comparing) and not isinstance(target, Listing)
+        names = {f"p{n}@example.com": {"name": f"N{n}", "city": "Rome", "seen": "2026-01-02T03:04:05+00:00"} for n in range(6)}
+        bodies = {key: rig.body(key, fields) for key, fields in names.items()}
+        await bench.give(*[bench.write(key, fields, f"acme/Contact/{key}") for key, fields in names.items()])
+        rig.project.settle()
+        profiles = [rig.project.profiles[key] for key in bodies]
+        profiles[0].fields |= {"theirs": 1, "seen": "2026-01-02 03:04:05 +00:00"}
+        assert await target.differing("users", bodies) == {}, "what others keep, and a time in Iterable's form, are no difference"
+        profiles[1].fields["name"] = "Other"
+        profiles[2].fields["Home"] = {"Garden": "theirs"}
+        profiles[3].fields["deletedAtSource"] = True
+        profiles[4].fields["seen"] = "2026-01-02 03:04:06 +00:00"
+        del rig.project.profiles["p5@example.com"]
+        kinds = ["changed", "changed", "deleted", "changed", "missing"]
+        assert await target.differing("users", bodies) == dict(zip(list(bodies)[1:], kinds, strict=True))
+        await target.close()
 
     async def test_an_html_404_pauses_because_the_address_is_wrong(self, rig: IterableRig, bench: Bench) -> None:
         rig.faults.arm("html-404")

@@ -13,8 +13,8 @@ import pytest
 from psycopg import sql
 
 from agents.targets import make_target
-from agents.targets.base import Columns, TargetLike
-from models.errors import PausedError
+from agents.targets.base import Columns, Comparing, Effect, Listing, TargetLike
+from models.errors import PausedError, PermanentError
 from models.flow import Target as TargetOptions
 from models.write import Body
 from tests.conformance.suite import ANN, BOB, CAT, A, B, Bench, Conformance, Fields, always
@@ -225,3 +225,35 @@ class TestPostgres(Conformance):
             with pytest.raises(PausedError) as caught:
                 await bench.target.probe()
         assert "made-up" not in f"{caught.value!r} {bench.target!r} {vars(bench.target)}"
+
+
+async def test_what_differs_is_named_by_key_and_what_stands_is_listed_in_order(database_url: str) -> None:
+    rig = PostgresRig(database_url)
+    await rig.start()
+    try:
+        target = rig.target("warehouse", "one")
+        assert isinstance(target, Comparing) and isinstance(target, Listing)
+        await target.start({"person": rig.columns})
+        bodies: dict[str, Body] = {f"k{n}": {"name": f"N{n}", "city": None, "score": 1.5} for n in range(6)}
+        await target.write(
+            [
+                Effect(object="person", key=key, body=body, turn=1, on_delete="mark", meta={"source": "s", "route": "r"})
+                for key, body in bodies.items()
+            ]
+        )
+        assert await target.differing("person", bodies) == {}
+        assert await target.differing("person", {"k1": {"name": "N1", "score": "1.50"}}) == {}, "converted as it is written"
+        await rig.run("DELETE FROM {}.person WHERE _key = 'k0'")
+        await rig.run("UPDATE {}.person SET city = 'X' WHERE _key = 'k1'")
+        await rig.run("UPDATE {}.person SET score = NULL WHERE _key = 'k2'")
+        await rig.run("UPDATE {}.person SET _deleted = true WHERE _key = 'k3'")
+        wrong = {"k0": "missing", "k1": "changed", "k2": "changed", "k3": "deleted"}
+        assert await target.differing("person", bodies) == wrong
+        assert await target.standing("person", "") == ["k1", "k2", "k4", "k5"]
+        assert await target.standing("person", "k4") == ["k5"]
+        assert await target.standing("person", "k5") == []
+        with pytest.raises(PermanentError):
+            await target.differing("person", {"k4": {"name": "N4", "score": "a lot"}})
+        await target.close()
+    finally:
+        await rig.stop()

@@ -19,7 +19,7 @@ from models.flow import Flow
 
 COMMANDS = [
     "login", "worker", "subscribe", "receive", "snapshot", "check", "status", "dead-letters", "incidents", "redrive", "adopt",
-    "accept-loss", "replay", "demo", "bench", "soak", "test", "sandbox",
+    "accept-loss", "replay", "verify", "demo", "bench", "soak", "test", "sandbox",
 ]  # fmt: skip
 
 
@@ -57,6 +57,7 @@ def test_help_loads_none_of_the_house() -> None:
         ["no-such-command"],
         ["worker", "--no-such-option"],
         ["snapshot"],
+        ["verify"],
         ["redrive"],
         ["replay", "people"],
         ["subscribe", "--from", "yesterday"],
@@ -71,7 +72,9 @@ def test_what_cannot_be_parsed_is_exit_code_2(arguments: list[str]) -> None:
     assert CliRunner().invoke(app, arguments).exit_code == 2
 
 
-@pytest.mark.parametrize("command", [["worker"], ["subscribe"], ["receive"], ["status"], ["snapshot", "a/b"], ["redrive", "x"]])
+@pytest.mark.parametrize(
+    "command", [["worker"], ["subscribe"], ["receive"], ["status"], ["snapshot", "a/b"], ["verify", "a/b"], ["redrive", "x"]]
+)
 def test_a_missing_flow_file_is_told_in_one_line_without_restarts(command: list[str], tmp_path: Path) -> None:
     done = headrace(*command, "--flow", str(tmp_path / "none.yaml"))
     assert done.returncode == 2

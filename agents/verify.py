@@ -1,0 +1,244 @@
+"""Reconciliation of one source: what Salesforce holds against the table `records`, and the rows that mend what differs.
+
+It reads the table's changelog and Salesforce, and sends rows the way of all rows; it calls no target and writes no state. What is on its
+way is no difference: only what differs in every round, after the workers had their time, is one.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import TypeVar
+from uuid import uuid4
+
+from agents.rules.merge import RecordState
+from agents.rules.plan import Plan
+from agents.rules.reconcile import Difference, Known, Range, difference, known, range_agrees, ranges, second_of, suspects
+from agents.tables import RECORDS, records_key
+from models.envelope import Reason
+from models.errors import PermanentError, TemporaryError
+from models.flow import Flow, Salesforce
+from models.settings import Settings
+from streams.engine.stage import Output
+from streams.lag import LagWatch
+from streams.publish import TransactionalPublisher, read_batches
+from streams.salesforce.auth import Login
+from streams.salesforce.incidents import Incident
+from streams.salesforce.limits import LimitReachedError
+from streams.salesforce.messages import id18
+from streams.salesforce.positions import Durable, Positions
+from streams.salesforce.rest import IDS_PER_CALL, Answer, Rest, Row, check_name
+from streams.salesforce.retry import Backoff
+from streams.salesforce.rows import row_output
+from streams.salesforce.tokens import Vault
+from streams.topics import Topics
+
+T = TypeVar("T")
+Show = Callable[[int, int | None], None]
+PURPOSE = "verify"
+ROUNDS = 3
+"""So often must a record differ to be a difference."""
+PAUSE = 2.0
+"""Seconds an event may be on its way from Salesforce to Kafka."""
+WORKERS_SECONDS = 30.0
+"""So long the workers are waited for."""
+TRIES = 5
+MOST = 20_000
+"""Whole rows are kept in memory until they are sent; where more differ, a snapshot is the remedy."""
+
+States = dict[str, RecordState]
+Seen = Callable[[str, RecordState], None]
+
+
+@dataclass(slots=True)
+class Found:
+    """Of one source. `through`: Salesforce's clock (epoch s) before anything was read; thin, whole: rows read; calls: of the REST API."""
+
+    source: str
+    run: str
+    through: int = 0
+    compared: int = 0
+    thin: int = 0
+    whole: int = 0
+    calls: int = 0
+    repaired: int = 0
+    differences: list[Difference] = field(default_factory=list)
+
+    @property
+    def kinds(self) -> Counter[str]:
+        """How many of each kind."""
+        return Counter(found.kind for found in self.differences)
+
+
+class SourceCheck:
+    """One run over one source of the flow, which must be a Salesforce's. Close it."""
+
+    def __init__(self, settings: Settings, flow: Flow, source: str, plan: Plan) -> None:
+        connection, _, self._sobject = source.partition("/")
+        config = flow.connections[connection]
+        if not isinstance(config, Salesforce):
+            raise PermanentError(f"{source} is no source of Salesforce")
+        self._settings, self._flow, self._plan, self._channels, self._connection = settings, flow, plan, config.channels, connection
+        self._topics = Topics(settings.installation)
+        self._rest = Rest(connection, config, Login(connection, config, flow.folder, vault=Vault.of(settings)))
+        self._positions = Positions(settings)
+        self.found = Found(source, f"verify-{uuid4().hex[:12]}")
+        self._rows: dict[str, Row] = {}
+        self._read = Durable("", 0, -1), 0
+
+    async def close(self) -> None:
+        """Close its clients."""
+        await self._positions.stop()
+
+    async def run(self, *, quick: bool, show: Show, seen: Seen) -> Found:
+        """Compare everything. `quick` asks ranges for COUNT and MAX and reads only those that differ; `seen` gets every state once or more.
+
+        Raises PermanentError, TemporaryError (Salesforce or Kafka away, or the org's calls run short), FatalError.
+        """
+        found = self.found
+        held: dict[str, Known] = {}
+        await self._clock()
+
+        def keep(id: str, state: RecordState) -> None:
+            held[id] = known(state)
+            seen(id, state)
+
+        await read_states(self._settings, found.source, keep)
+        doubtful: set[str] = set()
+        done = 0
+        for part in ranges(sorted(held)):
+            if not (quick and await self._agrees(part, held)):
+                doubtful |= suspects(part, held, await self._stamps(part))
+            done += len(part.ids)
+            show(done, len(held))
+        found.compared = len(held.keys() | doubtful)
+        await self._settle(doubtful)
+        found.calls = self._rest.calls[PURPOSE]
+        return found
+
+    async def repair(self) -> None:
+        """Send the whole rows of what differs, each 200 in one transaction with the incident that names them."""
+        found = self.found
+        if not found.differences:
+            return
+        durable, second = self._read
+        publisher = TransactionalPublisher(self._settings, f"{self._settings.installation}.{found.run}")
+        await patiently(publisher.start)
+        try:
+            for start in range(0, len(found.differences), IDS_PER_CALL):
+                some = [one.id for one in found.differences[start : start + IDS_PER_CALL]]
+                outputs = [self._output(id, durable, second) for id in some]
+                outputs.append(self._incident(some, start, durable).output(self._topics))
+                await patiently(lambda outputs=outputs: publisher.send(outputs))  # type: ignore[misc]
+                found.repaired += len(some)
+        finally:
+            await publisher.stop()
+
+    def _output(self, id: str, durable: Durable, second: int) -> Output:
+        row = self._rows.get(id)
+        gone = second if row is None else None
+        value = row if row is not None else {"attributes": {"type": self._sobject}, "Id": id}
+        source, run = self.found.source, self.found.run
+        return row_output(self._topics, source, value, durable, reason=Reason.REPAIR, run=run, bulk=False, gone=gone)
+
+    def _incident(self, ids: Sequence[str], start: int, durable: Durable) -> Incident:
+        now, found = int(time.time() * 1000), self.found
+        detail = f"{len(ids)} records differed from the org without any event that told of it"
+        opened = Incident(f"{found.run}-{start // IDS_PER_CALL}", found.source, "verify", detail, tuple(ids), opened=now)
+        proof = f"read at position {durable.position} of epoch {durable.epoch}"
+        there = sum(id in self._rows for id in ids)
+        return opened.ended("closed", proof, rows=there, gone=len(ids) - there, calls=found.calls if start == 0 else 0)
+
+    async def _clock(self) -> None:
+        """What Salesforce's clock says before anything else is read."""
+        answer = await self._ask(f"SELECT Id FROM {check_name(self._sobject)} ORDER BY Id LIMIT 1")  # noqa: S608 - checked
+        self.found.through = answer.second
+
+    async def _agrees(self, part: Range, held: Mapping[str, Known]) -> bool:
+        soql = f"SELECT COUNT(Id) n, MAX(SystemModstamp) m FROM {check_name(self._sobject)}{part.where()}"  # noqa: S608 - checked
+        rows = (await self._ask(soql)).rows
+        if len(rows) != 1 or not isinstance(count := rows[0].get("n"), int):
+            raise TemporaryError(f"Salesforce did not count a range of {self._sobject}")
+        return range_agrees(part, held, count, second_of(rows[0].get("m")) if count else None)
+
+    async def _stamps(self, part: Range) -> dict[str, int]:
+        soql = f"SELECT Id, SystemModstamp FROM {check_name(self._sobject)}{part.where()} ORDER BY Id"  # noqa: S608 - checked
+        rows = (await self._ask(soql)).rows
+        self.found.thin += len(rows)
+        return {id18(str(row.get("Id"))): second_of(row.get("SystemModstamp")) for row in rows}
+
+    async def _ask(self, soql: str) -> Answer:
+        return await patiently(lambda: self._rest.query(soql, PURPOSE))
+
+    async def _settle(self, doubtful: Iterable[str]) -> None:
+        """Those that differ in every round are differences."""
+        found, left = self.found, sorted(doubtful)
+        for round in range(ROUNDS):
+            if not left:
+                break
+            if round:
+                await asyncio.sleep(PAUSE)
+                await workers_done(self._settings, self._flow)
+            if len(left) > MOST:
+                raise PermanentError(
+                    f"{len(left):,} records of {found.source} differ: read all anew (`headrace snapshot {found.source}`), then verify"
+                )
+            durable = await patiently(lambda: self._positions.durable(self._connection, self._channels, self._sobject))
+            answer = await patiently(lambda left=left: self._rest.by_ids(self._sobject, self._plan.select, left, PURPOSE))  # type: ignore[misc]
+            found.whole += len(answer.rows)
+            self._read, self._rows = (durable, answer.second), {id18(str(row["Id"])): row for row in answer.rows}
+            states = await states_of(self._settings, found.source, left)
+            told = [difference(id, states.get(id), self._rows.get(id), self._plan) for id in left]
+            found.differences = [one for one in told if one is not None]
+            left = [one.id for one in found.differences]
+
+
+async def read_states(settings: Settings, source: str, seen: Seen, only: Collection[str] | None = None) -> None:
+    """Every state of a source from the changelog of `records`, older ones of an id before newer ones; `only`: of these ids."""
+    head = records_key(source, "")
+    async with aclosing(read_batches(settings, Topics(settings.installation).changelog(RECORDS))) as batches:
+        async for batch in batches:
+            for record in batch:
+                key = record.key or b""
+                if record.value is None or not key.startswith(head):
+                    continue
+                id = key[len(head) :].decode()
+                if only is None or id in only:
+                    seen(id, RecordState.decode(record.value, id))
+
+
+async def states_of(settings: Settings, source: str, ids: Iterable[str]) -> States:
+    """The states of these ids, as committed now. Raises TemporaryError, FatalError."""
+    states: States = {}
+    await read_states(settings, source, states.__setitem__, frozenset(ids))
+    return states
+
+
+async def workers_done(settings: Settings, flow: Flow, seconds: float = WORKERS_SECONDS) -> int:
+    """Wait until the stages are through with what was in Kafka at the call; how many records they still were behind after `seconds`."""
+    began, watch = time.time(), LagWatch(settings, flow)
+    try:
+        while True:
+            lags = await patiently(watch.read)
+            waited = time.time() - began
+            behind = sum(lag.records for lag in lags if lag.records and lag.oldest >= waited)
+            if not behind or waited > seconds:
+                return behind
+            await asyncio.sleep(0.5)
+    finally:
+        await watch.close()
+
+
+async def patiently(action: Callable[[], Awaitable[T]]) -> T:
+    """`await action()`, a few times where it is away; where the org's calls run short, at once the error, which says so."""
+    backoff = Backoff(cap=5.0)
+    for _ in range(TRIES):
+        try:
+            return await action()
+        except LimitReachedError:
+            raise
+        except TemporaryError as error:
+            await asyncio.sleep(min(backoff.after(error), 10.0))
+    return await action()

@@ -1,0 +1,261 @@
+"""Reconciliation of one route: what the tables `records` and `delivered` say a target holds, against what it holds.
+
+It writes to no target: what differs is emitted again by the way of a redrive, what nobody speaks for is released, both through the topics.
+What is on its way is no difference: only what differs in every round, after the workers had their time, is one.
+"""
+
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+import orjson
+
+from agents.dead_letters import list_letters
+from agents.rules.delivery import Delivered
+from agents.rules.merge import RecordState
+from agents.rules.reconcile import Difference
+from agents.rules.ways import Way
+from agents.rules.writes import encode_write
+from agents.tables import DELIVERED, delivered_key
+from agents.targets.base import Comparing, Fault, Listing, TargetLike
+from agents.verify import ROUNDS, patiently, states_of, workers_done
+from agents.writer import STAGE as WRITE
+from models.envelope import Envelope, Kind, Reason
+from models.errors import PermanentError
+from models.flow import Flow
+from models.settings import Settings
+from models.write import Body, Op, Write
+from streams.engine.stage import Output
+from streams.publish import Publisher, read_batches
+from streams.topics import Topics
+
+BATCH = 1000
+SENT = 200
+Holders = dict[str, Delivered]
+
+
+@dataclass(slots=True)
+class RouteFound:
+    """Of one route from one source.
+
+    comparable   the target can be compared; lists: it can name what nobody speaks for
+    behind       records the workers had not finished in time: then nothing is said
+    dead         differences that are dead letters of the writer already
+    """
+
+    route: str
+    target: str
+    comparable: bool
+    lists: bool
+    compared: int = 0
+    behind: int = 0
+    dead: int = 0
+    repaired: int = 0
+    differences: list[Difference] = field(default_factory=list)
+
+    @property
+    def kinds(self) -> Counter[str]:
+        """How many of each kind."""
+        return Counter(found.kind for found in self.differences)
+
+
+class RouteCheck:
+    """One run over one way. The source check gives it the states (`seen`); `target` was started."""
+
+    def __init__(self, settings: Settings, flow: Flow, way: Way, target: TargetLike, run: str) -> None:
+        self._settings, self._flow, self._way, self._target, self._run = settings, flow, way, target, run
+        self._topics = Topics(settings.installation)
+        self._prefix, self._head = delivered_key(way.target, way.object, "").decode(), f"{way.source}/"
+        self._keys: dict[str, str | None] = {}  # by record id the key it should stand under, None: nowhere
+        self._told: dict[str, str] = {}  # by record id the key it speaks for
+        self._right: set[str] = set()  # keys that may stand
+        self._ids: dict[str, str] = {}  # by key that differs the record to emit again; "" to release it
+        self.found = RouteFound(way.route, way.target, isinstance(target, Comparing), isinstance(target, Listing))
+
+    def seen(self, id: str, state: RecordState) -> None:
+        """Note where a record should stand. One that cannot be shaped (it is a dead letter) keeps what it had."""
+        try:
+            shaped = None
+            if not state.deleted:
+                if not state.knows(self._way.fields):
+                    raise PermanentError("incomplete")
+                shaped = self._way.shape(state.values, id)
+            self._keys[id] = shaped[0] if shaped else None
+        except PermanentError:
+            self._keys.pop(id, None)
+
+    async def run(self) -> RouteFound:
+        """Compare everything. Raises TemporaryError, PausedError, FatalError, and PermanentError for what the target cannot convert."""
+        found = self.found
+        if not found.comparable:
+            return found
+        found.behind = await workers_done(self._settings, self._flow)
+        doubtful: dict[str, Difference] = {}
+        strange: set[str] = set()
+        for number in range(self._settings.partitions):
+            holders = await self._holders(partitions=[number])
+            strange |= self._note(holders)
+            doubtful |= await self._wrong(holders)
+        strange |= {id for id, key in self._keys.items() if self._told.get(id) != key}
+        strange |= {id for id, key in self._told.items() if id in self._keys and self._keys[id] != key}
+        doubtful |= {key: Difference(key, "extra") async for key in self._strangers()} if found.lists else {}
+        for _ in range(ROUNDS - 1):
+            if not (doubtful or strange):
+                break
+            found.behind = await workers_done(self._settings, self._flow)
+            doubtful, strange = await self._again(doubtful, strange)
+        await self._leave_dead(doubtful)
+        found.differences = sorted(doubtful.values(), key=lambda one: one.id)
+        return found
+
+    async def repair(self) -> None:
+        """Emit again, or release, what differs."""
+        publisher, differences = Publisher(self._settings), self.found.differences
+        try:
+            for start in range(0, len(differences), SENT):
+                some = [self._output(one.id) for one in differences[start : start + SENT]]
+                await patiently(lambda some=some: publisher.send(some))  # type: ignore[misc]
+                self.found.repaired += len(some)
+        finally:
+            await publisher.stop()
+
+    def _output(self, key: str) -> Output:
+        """A redrive's empty row; for what nobody speaks for a release by a source that never was, so that it takes nothing from anybody."""
+        way, now = self._way, int(time.time() * 1000)
+        if id := self._ids.get(key):
+            envelope = Envelope(kind=Kind.ROW, reason=Reason.REPAIR, received=now, run=self._run, route=way.route)
+            return Output(self._topics.inbound(way.source), id.encode(), orjson.dumps({"Id": id}), envelope.headers())
+        write = Write(
+            op=Op.RELEASE,
+            route=way.route,
+            object=way.object,
+            key=key,
+            source=f"{self._head}verify",
+            order=way.order,
+            revision=0,
+            body=None,
+            on_delete="tombstone" if way.on_delete == "ignore" else way.on_delete,
+            reason=Reason.REPAIR.value,
+            run=self._run,
+            always=True,
+        )
+        return Output(self._topics.writes(way.target), write.kafka_key, encode_write(write))
+
+    def _note(self, holders: Holders) -> set[str]:
+        """Remember who speaks for what; ids that speak for two keys."""
+        twice = set()
+        for key, state in holders.items():
+            if state.winner() is not None or self._way.on_delete == "ignore":
+                self._right.add(key)
+            for id in self._speakers(state):
+                if self._told.setdefault(id, key) != key:
+                    twice.add(id)
+        return twice & self._keys.keys()
+
+    def _speakers(self, state: Delivered) -> list[str]:
+        """Records of this source that speak for a key by this route."""
+        mine = (h for h in state.held.values() if h.route == self._way.route and h.body is not None and h.source.startswith(self._head))
+        return [h.source.removeprefix(self._head) for h in mine]
+
+    def _bodies(self, holders: Holders) -> dict[str, Body]:
+        """What the target should hold of this way, by key."""
+        bodies: dict[str, Body] = {}
+        for key, state in holders.items():
+            won = state.winner()
+            if won is not None and won.body is not None and won.route == self._way.route and won.source.startswith(self._head):
+                bodies[key] = won.body
+                self._ids[key] = won.source.removeprefix(self._head)
+        return bodies
+
+    async def _wrong(self, holders: Holders) -> dict[str, Difference]:
+        """Keys of this way that do not hold what they should."""
+        bodies = self._bodies(holders)
+        keys, wrong = list(bodies), dict[str, Difference]()
+        for start in range(0, len(keys), BATCH):
+            faults = await self._differing({key: bodies[key] for key in keys[start : start + BATCH]})
+            wrong |= {key: Difference(key, fault) for key, fault in faults.items()}
+        self.found.compared += len(bodies)
+        return wrong
+
+    async def _differing(self, bodies: Mapping[str, Body]) -> Mapping[str, Fault]:
+        """As the target says; a body that it cannot convert differs, and the writer's dead letter says why."""
+        target = self._target
+        if not isinstance(target, Comparing):
+            return {}
+        try:
+            return await patiently(lambda: target.differing(self._way.object, bodies))
+        except PermanentError:
+            if len(bodies) == 1:
+                return dict.fromkeys(bodies, "changed")
+            pairs, middle = list(bodies.items()), len(bodies) // 2
+            return {**await self._differing(dict(pairs[:middle])), **await self._differing(dict(pairs[middle:]))}
+
+    async def _strangers(self) -> AsyncIterator[str]:
+        """Keys that stand and for which nobody speaks."""
+        target, after = self._target, ""
+        while isinstance(target, Listing):
+            page = await patiently(lambda after=after, target=target: target.standing(self._way.object, after))  # type: ignore[misc]
+            for key in page:
+                if key not in self._right:
+                    yield key
+            if not page:
+                return
+            after = page[-1]
+
+    async def _again(self, doubtful: Mapping[str, Difference], strange: Collection[str]) -> tuple[dict[str, Difference], set[str]]:
+        """What of it still differs."""
+        for id in strange:
+            self._keys[id] = None
+        for id, state in (await states_of(self._settings, self._way.source, strange)).items():
+            self.seen(id, state)
+        wanted = {id: self._keys[id] for id in strange if id in self._keys}
+        keys = doubtful.keys() | {key for key in wanted.values() if key is not None} | {self._told[i] for i in strange if i in self._told}
+        holders = await self._holders(keys)
+        compared = self.found.compared
+        wrong = await self._wrong({key: state for key, state in holders.items() if key in doubtful})
+        self.found.compared = compared
+        unspoken = [k for k, one in doubtful.items() if one.kind == "extra" and (k not in holders or holders[k].winner() is None)]
+        gone = await self._differing({key: {} for key in unspoken}) if unspoken else {}
+        wrong |= {key: Difference(key, "extra") for key in unspoken if gone.get(key) not in ("missing", "deleted")}
+        for key in wrong.keys() & set(unspoken):
+            self._ids[key] = ""
+        left: set[str] = set()
+        speakers = {key: self._speakers(state) for key, state in holders.items()}
+        for id, place in wanted.items():
+            speaks = {held for held, ids in speakers.items() if id in ids}
+            if speaks != ({place} if place is not None else set()):
+                left.add(id)
+                shown = place if place is not None else min(speaks)
+                wrong[shown] = Difference(shown, "missing" if place is not None and place not in speaks else "extra")
+                self._ids[shown] = id
+        return wrong, left
+
+    async def _leave_dead(self, doubtful: dict[str, Difference]) -> None:
+        """Take out what the target refused: it is a dead letter, and would be one again."""
+        if not doubtful:
+            return
+        letters = await patiently(lambda: list_letters(self._settings))
+        dead = {letter.source for letter in letters if letter.stage == WRITE and letter.route == self._way.route}
+        for key in [key for key in doubtful if (id := self._ids.get(key)) and f"{self._head}{id}" in dead]:
+            del doubtful[key]
+            self.found.dead += 1
+
+    async def _holders(self, only: Collection[str] | None = None, *, partitions: Sequence[int] | None = None) -> Holders:
+        """The states of this way's object in `delivered`: of these keys, or of whole partitions."""
+        raw: dict[str, bytes | None] = {}
+        topic = self._topics.changelog(DELIVERED)
+        async with aclosing(read_batches(self._settings, topic, partitions)) as batches:
+            async for batch in batches:
+                raw |= _of(((record.key or b"", record.value) for record in batch), self._prefix, only)
+        return {name: Delivered.decode(value) for name, value in raw.items() if value is not None}
+
+
+def _of(pairs: Iterable[tuple[bytes, bytes | None]], prefix: str, only: Collection[str] | None) -> dict[str, bytes | None]:
+    found = {}
+    for key, value in pairs:
+        name = key.decode(errors="replace")
+        if name.startswith(prefix) and (only is None or name[len(prefix) :] in only):
+            found[name[len(prefix) :]] = value
+    return found

@@ -1,0 +1,164 @@
+"""`headrace verify`: one source against what we hold of it, and each of its routes against its target; the sentences and figures of it."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from agents.maps import Maps, load_maps
+from agents.targets import make_target
+from agents.targets.base import TargetLike
+from agents.verify import Found, Show, SourceCheck
+from agents.verify_targets import RouteCheck, RouteFound
+from deploy.context import choose_source, read_all
+from deploy.runs import run_with_bar
+from models.errors import SettingsError, TemporaryError
+from models.flow import Flow
+from models.settings import Settings
+from streams.flow_file import did_you_mean
+
+SHOWN = 1000
+"""Differences named one by one in the JSON, of each check."""
+KINDS = ("missing", "changed", "extra", "deleted")
+
+
+def verify(flow_path: Path | None, source: str, target: str | None, *, repair: bool, quick: bool, as_json: bool) -> int:
+    """0 when all is equal or repaired, 1 when differences are left or something could not be said."""
+    settings, flow = read_all(flow_path)
+    choose_source(flow, source)
+    routes = [name for name, route in flow.routes_from(source).items() if target in (None, route.to)]
+    if not routes:
+        known = sorted({route.to for route in flow.routes_from(source).values()})
+        raise SettingsError(f"no route brings {source} to a target {target!r}: {did_you_mean(str(target), known)}")
+
+    async def work(settings: Settings, stop: asyncio.Event, show: Show) -> tuple[Found, list[RouteFound]]:
+        running, stopping = (
+            asyncio.create_task(check(settings, flow, source, routes, repair, quick, show)),
+            asyncio.create_task(stop.wait()),
+        )
+        await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not running.done():
+            running.cancel()
+            await asyncio.wait([running])
+            raise TemporaryError("stopped before everything was compared: nothing can be said; run it again")
+        return running.result()
+
+    found, by_route = run_with_bar("verify", settings, flow, source, work)
+    print(as_facts(found, by_route, repair) if as_json else sentences(found, by_route, repair))
+    return 0 if all(settled(found, one, repair) for one in by_route) else 1
+
+
+async def check(
+    settings: Settings, flow: Flow, source: str, routes: Sequence[str], repair: bool, quick: bool, show: Show
+) -> tuple[Found, list[RouteFound]]:
+    """Compare, and mend what differs. The targets are looked at after the source, so that all reach the same T."""
+    targets = {name: make_target(name, options, settings.installation) for name, options in flow.targets.items()}
+    maps = load_maps(flow, targets)
+    plan = maps.plan(source)
+    if plan is None:
+        raise SettingsError(f"no route reads {source}")
+    of_source = SourceCheck(settings, flow, source, plan)
+    try:
+        ways = [way for way in maps.ways(source) if way.route in routes]
+        checks = [RouteCheck(settings, flow, way, targets[way.target], of_source.found.run) for way in ways]
+        await _start({way.target for way in ways}, targets, maps)
+
+        def seen(id: str, state: Any) -> None:
+            for each in checks:
+                each.seen(id, state)
+
+        found = await of_source.run(quick=quick, show=show, seen=seen)
+        by_route = [await each.run() for each in checks]
+        if repair:
+            await of_source.repair()
+            for each in checks:
+                await each.repair()
+        return found, by_route
+    finally:
+        await of_source.close()
+        for target in targets.values():
+            await target.close()
+
+
+async def _start(names: set[str], targets: dict[str, TargetLike], maps: Maps) -> None:
+    for name in sorted(names):
+        await targets[name].start(maps.columns(name))
+
+
+def settled(found: Found, route: RouteFound, repair: bool) -> bool:
+    """Equal, or all that differed was repaired."""
+    return not (route.behind or route.dead) and (repair or not (found.differences or route.differences))
+
+
+def verified(found: Found, route: RouteFound, repair: bool) -> str | None:
+    """T of a route, in UTC; None where nothing can be claimed."""
+    return _utc(found.through) if route.comparable and settled(found, route, repair) else None
+
+
+def sentences(found: Found, by_route: Sequence[RouteFound], repair: bool) -> str:
+    """For people: the source, then one sentence per route."""
+    lines = [f"{found.source}: {_compared(found.compared, found.kinds, found.repaired, repair)} "
+             f"Read {found.thin:,} rows thin and {found.whole:,} whole in {found.calls:,} API calls."]  # fmt: skip
+    for route in by_route:
+        name = f"{route.route} → {route.target}"
+        told = _compared(route.compared, route.kinds, route.repaired, repair)
+        if not route.comparable:
+            lines.append(f"{name}: cannot be verified, a target of this type cannot be read back.")
+        elif route.behind:
+            lines.append(f"{name}: not verified, the workers are {route.behind:,} records behind: run it again when they are through.")
+        elif (through := verified(found, route, repair)) is None:
+            dead = f" {route.dead:,} more are dead letters (`headrace dead-letters`)." if route.dead else ""
+            lines.append(f"{name}: not verified. {told}{dead}")
+        else:
+            more = "" if route.lists else " What stands there and should not cannot be listed."
+            lines.append(f"{name}: verified through {through}. {told}{more}")
+    if repair and (found.repaired or any(route.repaired for route in by_route)):
+        lines.append("What was repaired is on its way to the targets; a second run finds nothing.")
+    return "\n".join(lines)
+
+
+def as_facts(found: Found, by_route: Sequence[RouteFound], repair: bool) -> str:
+    """For programs."""
+    facts: dict[str, Any] = {
+        "source": found.source,
+        "run": found.run,
+        "through": _utc(found.through),
+        "compared": found.compared,
+        "thin": found.thin,
+        "whole": found.whole,
+        "calls": found.calls,
+        "repaired": found.repaired,
+        "kinds": {kind: found.kinds[kind] for kind in KINDS},
+        "differences": [asdict(one) for one in found.differences[:SHOWN]],
+        "routes": {
+            route.route: {
+                "target": route.target,
+                "verified_through": verified(found, route, repair),
+                "comparable": route.comparable,
+                "compared": route.compared,
+                "behind": route.behind,
+                "dead": route.dead,
+                "repaired": route.repaired,
+                "kinds": {kind: route.kinds[kind] for kind in KINDS},
+                "differences": [asdict(one) for one in route.differences[:SHOWN]],
+            }
+            for route in by_route
+        },
+    }
+    return orjson.dumps(facts, option=orjson.OPT_SORT_KEYS).decode()
+
+
+def _compared(count: int, kinds: Any, repaired: int, repair: bool) -> str:
+    if not kinds.total():
+        return f"{count:,} compared, none differs."
+    told = ", ".join(f"{kinds[kind]:,} {kind}" for kind in KINDS if kinds[kind])
+    return f"{count:,} compared, {kinds.total():,} differ ({told}); {f'{repaired:,} repaired' if repair else 'nothing was repaired'}."
+
+
+def _utc(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
