@@ -135,13 +135,13 @@ async def test_a_clock_that_jumps_changes_nothing(kafka: str, tmp_path: Path, ch
         faked = {"LD_PRELOAD": str(FAKETIME), "FAKETIME_TIMESTAMP_FILE": str(off), "FAKETIME_NO_CACHE": "1", "DONT_FAKE_MONOTONIC": "1"}
         worker = b.worker(clock=off) if how == "injected" else b.worker(environ=faked)
         await worker.said("partitions taken over")
-        feeding = asyncio.create_task(b.feed(2000, rate=300))
-        for hours in (26, -26, 2, -1):
+        async with b.load(200):
+            for hours in (26, -26, 2, -1):
+                await b.more_outputs(300)
+                off.write_text(str(hours * HOUR) if how == "injected" else f"{hours * 3600:+d}s")
+                if how == "injected":
+                    worker.send(signal.SIGUSR1)
             await b.more_outputs(300)
-            off.write_text(str(hours * HOUR) if how == "injected" else f"{hours * 3600:+d}s")
-            if how == "injected":
-                worker.send(signal.SIGUSR1)
-        await worker.kill()
-        await feeding
+            await worker.kill()
         await b.verify()
         off.write_text("0")

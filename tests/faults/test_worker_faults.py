@@ -35,9 +35,8 @@ async def test_a_storm_of_ten_kills_at_random_moments_loses_nothing_and_puts_out
     kafka: str, tmp_path: Path, chance: random.Random
 ) -> None:
     async with fault_bench(kafka, tmp_path, chance) as b:
-        feeding = asyncio.create_task(b.feed(5000, rate=150))
-        await storm(b, 10)
-        await feeding
+        async with b.load(150):
+            await storm(b, 10)
         await b.verify()
 
 
@@ -45,9 +44,8 @@ async def test_a_storm_of_ten_kills_at_random_moments_loses_nothing_and_puts_out
 @pytest.mark.timeout(900)
 async def test_a_storm_of_fifty_kills_loses_nothing_and_puts_out_nothing_twice(kafka: str, tmp_path: Path, chance: random.Random) -> None:
     async with fault_bench(kafka, tmp_path, chance, partitions=12) as b:
-        feeding = asyncio.create_task(b.feed(60_000, rate=300))
-        await storm(b, 50)
-        await feeding
+        async with b.load(300):
+            await storm(b, 50)
         await b.verify()
 
 
@@ -104,12 +102,12 @@ async def test_sigterm_under_load_hands_over_without_telling_anybody_anything_ol
 ) -> None:
     async with fault_bench(kafka, tmp_path, chance, drain_seconds=10.0) as b:
         worker = b.worker()
-        feeding = asyncio.create_task(b.feed(1800, rate=300))
-        for number in range(3):
-            await b.more_outputs(b.chance.randrange(100, 700))
-            worker.send(signal.SIGTERM)
-            assert await worker.ended(number + 1) == 0, worker.end_of_log()
-        await feeding
+        async with b.load(300):
+            for number in range(3):
+                await worker.said("partitions taken over", number + 1)
+                await b.more_outputs(b.chance.randrange(100, 700))
+                worker.send(signal.SIGTERM)
+                assert await worker.ended(number + 1) == 0, worker.end_of_log()
         await b.verify(regress=False)
         assert b.facts["loose"]["repeated"] == 0
 
@@ -119,17 +117,16 @@ async def test_workers_that_come_and_go_under_load_lose_nothing_and_put_out_noth
 ) -> None:
     async with fault_bench(kafka, tmp_path, chance) as b:
         b.worker("one")
-        feeding = asyncio.create_task(b.feed(2000, rate=200))
-        await b.more_outputs(200)
-        two = b.worker("two")
-        await two.said("partitions taken over")
-        await b.more_outputs(b.chance.randrange(100, 600))
-        three = b.worker("three")
-        await three.said("partitions taken over")
-        assert await two.stop() == 0, two.end_of_log()
-        await b.more_outputs(b.chance.randrange(100, 600))
-        await three.stop(signal.SIGKILL)
-        await feeding
+        async with b.load(200):
+            await b.more_outputs(200)
+            two = b.worker("two")
+            await two.said("partitions taken over")
+            await b.more_outputs(b.chance.randrange(100, 600))
+            three = b.worker("three")
+            await three.said("partitions taken over")
+            assert await two.stop() == 0, two.end_of_log()
+            await b.more_outputs(b.chance.randrange(100, 600))
+            await three.stop(signal.SIGKILL)
         await b.verify()
 
 
@@ -137,16 +134,16 @@ async def test_a_rolling_change_of_the_flow_with_a_new_object_loses_nothing(kafk
     async with fault_bench(kafka, tmp_path, chance, sobjects=("Contact", "Account")) as b:
         old = flow_for(str(tmp_path), {n: t.model_dump() for n, t in b.flow.targets.items()}, ["Contact"])
         one, two = b.worker("one", flow=old), b.worker("two", flow=old)
-        feeding = asyncio.create_task(b.feed(900, rate=100))
-        firms = asyncio.create_task(b.feed(900, rate=100, sobject="Account"))
-        await one.said("partitions taken over")
-        await two.said("partitions taken over")
-        for number, member in enumerate((one, two)):
-            await b.more_outputs(300)
-            assert await member.stop() == 0, member.end_of_log()
-            fresh = b.worker(("one", "two")[number])
-            await fresh.said("partitions taken over")
-        await asyncio.gather(feeding, firms)
+        async with b.load(100), b.load(100, sobject="Account"):
+            await one.said("partitions taken over")
+            await two.said("partitions taken over")
+            for number, member in enumerate((one, two)):
+                await b.more_outputs(200)
+                taken = member.log.read_text().count("partitions taken over")
+                assert await member.stop() == 0, member.end_of_log()
+                fresh = b.worker(("one", "two")[number])
+                await fresh.said("partitions taken over", taken + 1)
+            await b.more_outputs(400)
         await b.verify()
 
 
@@ -156,15 +153,15 @@ async def test_a_worker_stopped_for_longer_than_its_session_repeats_nothing_when
     async with fault_bench(kafka, tmp_path, chance) as b:
         one = b.worker("one")
         await one.said("partitions taken over")
-        feeding = asyncio.create_task(b.feed(1500, rate=250))
-        await b.more_outputs(b.chance.randrange(100, 600))
-        b.stopped_pids.add(one.pid)
-        one.send(signal.SIGSTOP)
-        two = b.worker("two")
-        await two.said("partitions taken over")
-        await b.more_outputs(400)
-        one.send(signal.SIGCONT)
-        await feeding
+        async with b.load(200):
+            await b.more_outputs(b.chance.randrange(100, 600))
+            b.stopped_pids.add(one.pid)
+            one.send(signal.SIGSTOP)
+            two = b.worker("two")
+            await two.said("partitions taken over")
+            await b.more_outputs(400)
+            one.send(signal.SIGCONT)
+            await b.more_outputs(400)
         await b.verify()
 
 
@@ -175,12 +172,12 @@ async def test_what_a_target_that_cannot_compare_took_from_a_zombie_is_counted_a
         points = [{"at": "call", "stage": f"write-{name}", "after": chance.randrange(6, 12), "do": "stop"} for name in b.ledgers]
         one = b.worker("one", points=points)
         await one.said("partitions taken over")
-        feeding = asyncio.create_task(b.feed(1400, rate=200, bulk=0.0))
-        await one.said("fault point call")
-        b.stopped_pids.add(one.pid)
-        two = b.worker("two")
-        await two.said("partitions taken over")
-        await feeding
+        async with b.load(200, bulk=0.0):
+            await one.said("fault point call")
+            b.stopped_pids.add(one.pid)
+            two = b.worker("two")
+            await two.said("partitions taken over")
+            await b.more_outputs(600)
         await b.verify(stores=False)  # the others' truth, while the zombie sleeps in the middle of a call
         calls = {name: ledger.calls for name, ledger in b.ledgers.items()}
         one.send(signal.SIGCONT)

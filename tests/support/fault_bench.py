@@ -94,6 +94,23 @@ class FaultBench:
             await self.send(self.events.some(20, **more))
             await asyncio.sleep(20 / rate)
 
+    @asynccontextmanager
+    async def load(self, rate: float, **more: Any) -> AsyncIterator[None]:
+        """Events at about this rate a second while the block runs, however slow the machine is; all of them are in Kafka at its end."""
+        enough = asyncio.Event()
+
+        async def go() -> None:
+            while not enough.is_set():
+                await self.feed(20, rate, **more)
+
+        task = asyncio.create_task(go())
+        try:
+            yield
+            enough.set()
+            await task
+        finally:
+            task.cancel()
+
     async def until(self, true: Callable[[], Awaitable[bool]], why: str, seconds: float = HUNG) -> None:
         """Wait for it; the logs' ends are in the error."""
         try:
