@@ -42,6 +42,7 @@ class RouteFound:
 
     comparable   the target can be compared; lists: it can name what nobody speaks for
     behind       records the workers had not finished in time: then nothing is said
+    held         records that cannot be mapped as they are (dead letters of the processing): the target keeps what it had of them
     dead         differences that are dead letters of the writer already
     """
 
@@ -51,6 +52,7 @@ class RouteFound:
     lists: bool
     compared: int = 0
     behind: int = 0
+    held: int = 0
     dead: int = 0
     repaired: int = 0
     differences: list[Difference] = field(default_factory=list)
@@ -69,6 +71,7 @@ class RouteCheck:
         self._topics = Topics(settings.installation)
         self._prefix, self._head = delivered_key(way.target, way.object, "").decode(), f"{way.source}/"
         self._keys: dict[str, str | None] = {}  # by record id the key it should stand under, None: nowhere
+        self._unfit: set[str] = set()
         self._told: dict[str, str] = {}  # by record id the key it speaks for
         self._right: set[str] = set()  # keys that may stand
         self._ids: dict[str, str] = {}  # by key that differs the record to emit again; "" to release it
@@ -83,8 +86,10 @@ class RouteCheck:
                     raise PermanentError("incomplete")
                 shaped = self._way.shape(state.values, id)
             self._keys[id] = shaped[0] if shaped else None
+            self._unfit.discard(id)
         except PermanentError:
             self._keys.pop(id, None)
+            self._unfit.add(id)
 
     async def run(self) -> RouteFound:
         """Compare everything. Raises TemporaryError, PausedError, FatalError, and PermanentError for what the target cannot convert."""
@@ -107,6 +112,7 @@ class RouteCheck:
             found.behind = await workers_done(self._settings, self._flow)
             doubtful, strange = await self._again(doubtful, strange)
         await self._leave_dead(doubtful)
+        found.held = len(self._unfit)
         found.differences = sorted(doubtful.values(), key=lambda one: one.id)
         return found
 

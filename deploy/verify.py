@@ -115,7 +115,8 @@ def sentences(found: Found, by_route: Sequence[RouteFound], repair: bool) -> str
             dead = f" {route.dead:,} more are dead letters (`headrace dead-letters`)." if route.dead else ""
             lines.append(f"{name}: not verified. {told}{dead}")
         else:
-            more = "" if route.lists else " What stands there and should not cannot be listed."
+            more = f" {route.held:,} more are held back: they cannot be mapped (`headrace dead-letters`)." if route.held else ""
+            more += "" if route.lists else " What stands there and should not cannot be listed."
             lines.append(f"{name}: verified through {through}. {told}{more}")
     if repair and (found.repaired or any(route.repaired for route in by_route)):
         lines.append("What was repaired is on its way to the targets; a second run finds nothing.")
@@ -142,6 +143,7 @@ def as_facts(found: Found, by_route: Sequence[RouteFound], repair: bool) -> str:
                 "comparable": route.comparable,
                 "compared": route.compared,
                 "behind": route.behind,
+                "held": route.held,
                 "dead": route.dead,
                 "repaired": route.repaired,
                 "kinds": {kind: route.kinds[kind] for kind in KINDS},
