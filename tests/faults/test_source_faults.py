@@ -136,12 +136,16 @@ async def post(http: aiohttp.ClientSession, url: str, seq: int, counts: dict[str
         at = int(time.time())
         digest = base64.b64encode(hmac.digest(base64.b64decode(SECRET), f"d{seq}.{at}.".encode() + body, hashlib.sha256)).decode()
         headers = {"webhook-id": f"d{seq}", "webhook-timestamp": str(at), "webhook-signature": f"v1,{digest}"}
-        with suppress(aiohttp.ClientError, TimeoutError, OSError):
+        try:
             async with http.post(url, data=body, headers=headers) as answer:
                 if answer.status == 202:
                     return
                 assert answer.status == 503, answer.status
+                why = "503"
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            why = type(error).__name__
         counts["repeated"] += 1
+        counts[why] = counts.get(why, 0) + 1
         await asyncio.sleep(0.2)
 
 
@@ -161,6 +165,7 @@ async def test_a_receiver_killed_stopped_and_suspended_loses_no_accepted_hook_an
             "HEADRACE_FLOW": str(tmp_path / "flow.yaml"),
         }
         receiver = b.keep("receiver", lambda _: [sys.executable, "-m", "deploy", "receive", "--no-supervise"], environ)
+        b.facts["sender"] = counts
         gate = asyncio.Semaphore(8)
         async with impatient() as http, asyncio.TaskGroup() as group:
 

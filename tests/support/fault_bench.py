@@ -117,7 +117,7 @@ class FaultBench:
             await wait_for(true, lambda: why, seconds)
         except Hung:
             logs = "\n".join(f"--- {keeper}\n{keeper.end_of_log()}" for keeper in self.keepers)
-            raise AssertionError(f"{why}\n{logs}") from None
+            raise AssertionError(f"{why}; {self.facts}\n{logs}") from None
 
     async def outputs_reach(self, count: int) -> None:
         """Wait until so many outputs are committed, all targets together."""
