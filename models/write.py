@@ -1,8 +1,8 @@
 """What a target should hold (Write), and what became of it (WriteResult).
 
 A Write is the whole target record, never a delta. It is the value of a record in `writes.<target>`; the Kafka key is
-`<object>|<target key>`, so that everything that concerns one target record meets in one partition. Nobody changes one that is made; they are
-not frozen because that makes each three times as dear, and one is made for every event.
+`<object>|<target key>`, so that everything that concerns one target record meets in one partition. Nobody changes one that is made; they
+are not frozen because that makes each three times as dear, and one is made for every event.
 """
 
 from dataclasses import dataclass
