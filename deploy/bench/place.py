@@ -7,6 +7,7 @@ from typing import Any, Self
 import psycopg
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import GroupCoordinatorNotAvailableError
 from psycopg import sql
 
 from deploy.bench.work import COLUMNS, Row
@@ -116,7 +117,10 @@ class Place:
     async def committed(self, group: str, topic: str) -> dict[int, int]:
         """Next offset of a group by partition."""
         parts = [TopicPartition(topic, number) for number in range(PARTITIONS)]
-        found = await self._admin.list_consumer_group_offsets(group, partitions=parts)
+        try:
+            found = await self._admin.list_consumer_group_offsets(group, partitions=parts)
+        except GroupCoordinatorNotAvailableError:  # a new broker makes the topic of its groups when the first group comes
+            return {}
         return {tp.partition: max(0, found[tp].offset) for tp in parts if tp in found}
 
     async def read(self, topic: str) -> list[Any]:
