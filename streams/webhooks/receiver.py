@@ -150,6 +150,8 @@ class Receiver:
             body = await asyncio.wait_for(_body(request, source.most), BODY_SECONDS)
         except TimeoutError:
             return _answer(408, source.name, "malformed", f"the body did not arrive within {BODY_SECONDS:.0f} s", Connection="close")
+        except ConnectionError:
+            return _answer(400, source.name, "malformed", "the sender hung up before the end of the body", Connection="close")
         if body is None:
             return _answer(413, source.name, "too_large", f"more than {source.most} bytes", Connection="close")
         try:

@@ -215,6 +215,21 @@ async def test_a_wrong_content_length_keeps_nothing(desk: Desk, length: bytes) -
     assert await desk.kept() == []
 
 
+async def test_a_sender_that_hangs_up_is_no_fault_of_ours_and_keeps_nothing(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    before = metrics.HOOKS.labels("shop", "malformed")._value.get()
+    host, port = desk.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"POST /hooks/shop HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n{")
+    assert b"100" in await asyncio.wait_for(reader.readline(), 20)  # it reads the body now
+    writer.transport.abort()
+    async with asyncio.timeout(20):
+        while metrics.HOOKS.labels("shop", "malformed")._value.get() == before:  # noqa: ASYNC110 - a counter wakes nobody
+            await asyncio.sleep(0.01)
+    assert await desk.post(b'{"data": {"id": 1}}') == 202
+    assert len(await desk.kept()) == 1
+    assert "Error handling request" not in caplog.text
+
+
 async def test_while_kafka_is_away_503_with_retry_after_and_not_ready(tmp_path: Path) -> None:
     settings = Settings(kafka="127.0.0.1:1", installation="t-away", receiver_port=0, state=tmp_path)
     async for desk in desk_on(settings):
