@@ -17,6 +17,10 @@ def wrong(count: int, *, renames: bool) -> list[str]:
     return [told for seed in range(count) if (told := scenario(seed, renames=renames))]
 
 
+def noticed(count: int, *, renames: bool) -> bool:
+    return any(scenario(seed, renames=renames) for seed in range(count))
+
+
 @TARGETS
 def test_the_target_equals_the_truth_whatever_the_interleaving(renames: bool) -> None:
     assert wrong(MANY, renames=renames) == []
@@ -63,7 +67,7 @@ def test_without_releases_old_keys_stay_and_it_is_noticed(renames: bool, monkeyp
         return []
 
     monkeypatch.setattr(process, "move", no_release)
-    assert wrong(100, renames=renames)
+    assert noticed(100, renames=renames)
 
 
 def test_without_the_revision_guard_old_overwrites_new_and_it_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,12 +79,12 @@ def test_without_the_revision_guard_old_overwrites_new_and_it_is_noticed(monkeyp
         return real(state, *args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(writer, "apply", unguarded)
-    assert wrong(300, renames=False)
+    assert noticed(300, renames=False)
 
 
 def test_without_tolerance_between_event_and_row_values_are_lost_and_it_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(versions, "TOLERANCE", 0)
-    assert wrong(3 * MANY, renames=True)
+    assert noticed(3 * MANY, renames=True)
 
 
 def test_releases_forgotten_before_their_chunk_is_committed_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,4 +94,4 @@ def test_releases_forgotten_before_their_chunk_is_committed_are_noticed(monkeypa
         return real(keys, key, lane, offset, dict.fromkeys(("live", "bulk"), 1 << 60))  # type: ignore[arg-type]
 
     monkeypatch.setattr(process, "move", early)
-    assert wrong(2 * MANY, renames=False)
+    assert noticed(2 * MANY, renames=False)
