@@ -252,6 +252,9 @@ class Engine:
         places = {}
         for tp in parts:
             committed = found[tp].offset if tp in found and found[tp].offset >= 0 else None
+            # Of what we kept we know better: a commit is answered a moment before the group's offsets show it.
+            if (own := holdings[tp.partition].grounds[self.buffers.stage_of(tp.topic).name].committed.get(tp.topic)) is not None:
+                committed = max(own, committed or 0)
             # In any table: which one a stage marks changes with the flow.
             marks = [mark for store in holdings[tp.partition].stores.values() if (mark := store.mark(tp.topic)) is not None]
             places[tp] = start_at(tp, committed, max(marks, default=None), begins[tp], ends[tp])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
+from aiokafka.structs import OffsetAndMetadata
 
 from models.settings import Settings
 from streams.engine import engine as module
@@ -171,3 +172,29 @@ async def test_a_share_is_that_of_the_numbers_held(engine: Engine) -> None:
     assert engine.share() == 0.25
     engine._holdings.clear()
     assert engine.share() == 0.25  # never nothing: a rate of zero has no call
+
+
+class Broker:
+    """Answers about offsets as a broker does that has not yet written the marker of our last commit."""
+
+    def __init__(self, committed: int | None) -> None:
+        self._coordinator, self._committed = self, committed
+
+    async def fetch_committed_offsets(self, parts: list[TopicPartition]) -> dict[TopicPartition, OffsetAndMetadata]:
+        return {} if self._committed is None else {tp: OffsetAndMetadata(self._committed, "") for tp in parts}
+
+    async def beginning_offsets(self, parts: list[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(parts, 0)
+
+    async def end_offsets(self, parts: list[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(parts, 9)
+
+
+@pytest.mark.parametrize("committed", [None, 3, 7])
+async def test_what_was_kept_goes_on_where_we_committed_whatever_the_broker_knows_yet(engine: Engine, committed: int | None) -> None:
+    """A late marker made a takeover tell of a loss, and could have made it read a committed chunk again."""
+    kept, other = TopicPartition("in", 0), TopicPartition("in", 1)
+    engine._holdings[0].grounds["s"].committed["in"] = 7
+    engine.consumer = Broker(committed)  # type: ignore[assignment]
+    places = await engine._places([kept, other], engine._holdings)
+    assert places == {kept: 7, other: committed or 0}
