@@ -195,6 +195,6 @@ async def test_what_was_kept_goes_on_where_we_committed_whatever_the_broker_know
     """A late marker made a takeover tell of a loss, and could have made it read a committed chunk again."""
     kept, other = TopicPartition("in", 0), TopicPartition("in", 1)
     engine._holdings[0].grounds["s"].committed["in"] = 7
-    engine.consumer = Broker(committed)  # type: ignore[assignment]
+    engine.consumer = Broker(committed)
     places = await engine._places([kept, other], engine._holdings)
     assert places == {kept: 7, other: committed or 0}
