@@ -148,6 +148,7 @@ class _Channel:
         await retried(self._leadership.join, f"group of {self._key}")
         try:
             while True:
+                self._say(True, "standby")  # also after a lead that ended in trouble: waiting is what it is for now
                 await self._leadership.mine.wait()
                 lead = asyncio.create_task(self._lead())
                 lost = asyncio.create_task(self._leadership.lost.wait())

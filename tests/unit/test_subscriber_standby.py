@@ -1,0 +1,67 @@
+"""Whether a subscriber that waits for its turn counts as ready: waiting is what it is for."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.settings import Settings
+from streams.salesforce import subscriber
+from streams.salesforce.retry import Backoff
+from streams.salesforce.subscriber import Context
+from tests.support.salesforce import FIELDS, flow_for
+
+
+class Leadership:
+    """Leads until told otherwise."""
+
+    def __init__(self, *_: object) -> None:
+        self.mine, self.lost = asyncio.Event(), asyncio.Event()
+
+    async def join(self) -> None:
+        """At once."""
+
+    async def leave(self) -> None:
+        """At once."""
+
+
+class Readiness:
+    """What was said last."""
+
+    def __init__(self) -> None:
+        self.standby = asyncio.Event()
+
+    def ready(self, name: str, ok: bool, why: str = "") -> None:
+        if (ok, why) == (True, "standby"):
+            self.standby.set()
+        else:
+            self.standby.clear()
+
+
+async def test_one_that_lost_its_lead_in_trouble_is_ready_again_while_it_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen after a SIGSTOP: unready for ever, though it stood by."""
+    monkeypatch.setattr(subscriber, "Leadership", Leadership)
+    flow, told, begun = flow_for("http://localhost:9"), Readiness(), asyncio.Event()
+    settings: Any = Settings(state=tmp_path)
+    nothing: Any = None
+    context = Context(settings, flow, "acme", flow.connections["acme"], FIELDS, nothing, nothing, None, False, Backoff(), told)  # type: ignore[arg-type]
+    channel = subscriber._Channel(context, "/data/ChangeEvents")
+
+    async def trouble() -> None:
+        channel._say(False, "Kafka is away")
+        begun.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(channel, "_lead", trouble)
+    leadership: Any = channel._leadership
+    task = asyncio.create_task(channel.run())
+    async with asyncio.timeout(10):
+        leadership.mine.set()
+        await begun.wait()
+        assert not told.standby.is_set()
+        leadership.mine.clear()
+        leadership.lost.set()
+        await told.standby.wait()
+    task.cancel()
+    await asyncio.wait([task])
