@@ -218,6 +218,9 @@ class TransactionalPublisher:
         try:
             async with asyncio.timeout(FILL_SECONDS):
                 if self._open:
+                    if (fatal := self._fatal(producer)) is not None:  # fenced since: there is nothing to abort any more
+                        self._broken = str(fatal)
+                        raise fatal
                     await _abort(producer)
                     self._open = False
                 await producer.begin_transaction()
