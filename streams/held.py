@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError
 
@@ -13,7 +12,7 @@ from models.errors import SettingsError, TemporaryError
 from models.flow import Flow
 from models.settings import Settings
 from streams.bounds import Bound, Moment, Spot, iso
-from streams.kafka import client_options
+from streams.kafka import admin
 from streams.publish import close_consumer, read_committed_consumer
 from streams.topics import Topics
 
@@ -56,15 +55,11 @@ def check_order(begin: Bound, until: Bound, now: int) -> None:
 
 async def check_topics(settings: Settings, topics: Topics, wanted: list[TopicPartition]) -> None:
     """Raises SettingsError when an in-topic or `runs` does not exist, TemporaryError when Kafka is away."""
-    admin = AIOKafkaAdminClient(**client_options(settings))
     try:
-        async with asyncio.timeout(PATIENCE):
-            await admin.start()
-            there = set(await admin.list_topics())
+        async with asyncio.timeout(PATIENCE), admin(settings) as broker:
+            there = set(await broker.list_topics())
     except (KafkaError, OSError, TimeoutError) as error:
         raise TemporaryError(f"Kafka at {settings.kafka} is not to be reached ({type(error).__name__}): try again") from error
-    finally:
-        await admin.close()
     if missing := sorted({tp.topic for tp in wanted}.union({topics.runs}) - there):
         raise SettingsError(f"there is nothing to replay: {', '.join(missing)} does not exist; was this installation ever started?")
 
@@ -109,12 +104,8 @@ async def _kept(settings: Settings, topics: list[str], now: int) -> dict[str, in
     """Epoch ms behind which a topic's own rules delete nothing; `now` where they may delete anything (a limit in bytes)."""
     if not topics:
         return {}
-    admin = AIOKafkaAdminClient(**client_options(settings))
-    try:
-        await admin.start()
-        answers = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic) for topic in topics])
-    finally:
-        await admin.close()
+    async with admin(settings) as broker:
+        answers = await broker.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic) for topic in topics])
     found = {}
     for _, _, _, topic, entries in (resource for answer in answers for resource in answer.resources):
         rules: dict[str, Any] = {entry[0]: entry[1] for entry in entries}

@@ -2,10 +2,13 @@
 
 import logging
 import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import collect_hosts, create_conn
 from aiokafka.errors import (
     AuthenticationFailedError,
@@ -25,6 +28,17 @@ ASK_SECONDS = 5.0
 def client_options(settings: Settings) -> dict[str, Any]:
     """Options every aiokafka client takes: addresses and security. Raises SettingsError for a file that cannot be used."""
     return {"bootstrap_servers": settings.kafka.split(","), **_security(settings)}
+
+
+@asynccontextmanager
+async def admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
+    """A started admin client; raises what aiokafka does."""
+    client = AIOKafkaAdminClient(**client_options(settings))
+    try:
+        await client.start()
+        yield client
+    finally:
+        await client.close()
 
 
 async def unreachable(settings: Settings, error: Exception) -> HeadraceError:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import orjson
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.admin import RecordsToDelete
 from aiokafka.errors import KafkaError
 
 from models.dead_letter import DeadLetter
@@ -22,8 +22,8 @@ from models.flow import Flow, Webhook
 from models.settings import Settings
 from streams.engine.loss import told
 from streams.engine.stage import Output
-from streams.kafka import client_options
-from streams.publish import TransactionalPublisher, read_all, read_committed_consumer
+from streams.kafka import admin
+from streams.publish import TransactionalPublisher, close_consumer, read_all, read_committed_consumer
 from streams.topics import Topics
 
 FILL = 50_000
@@ -89,8 +89,8 @@ async def _accept(
     topics = Topics(settings.installation)
     part = TopicPartition(letter.topic, letter.partition)
     begin, end = (await reader.beginning_offsets([part]))[part], (await reader.end_offsets([part]))[part]
-    async with _admin(settings) as admin:
-        group = await admin.list_consumer_group_offsets(settings.installation, partitions=[part])
+    async with admin(settings) as broker:
+        group = await broker.list_consumer_group_offsets(settings.installation, partitions=[part])
         committed = group[part].offset if part in group else -1
         stands = not begin <= committed <= end or end < letter.offset
         start = begin
@@ -101,7 +101,7 @@ async def _accept(
         closing = Output(topics.dead_letters, letter.id.encode(), None, [("redriven", b"accept-loss")])
         await publisher.send([closing], offsets={part: start} if stands else None, group=settings.installation)
         if start > begin:  # neither what was filled in nor what was moved may meet a replay
-            await admin.delete_records({part: RecordsToDelete(before_offset=start)})
+            await broker.delete_records({part: RecordsToDelete(before_offset=start)})
     log.info("loss accepted", topic=part.topic, partition=part.partition, offset=start if stands else committed)
     return Accepted(letter.id, letter.reason, start if stands else committed, todo(letter.topic, flow, topics))
 
@@ -139,20 +139,10 @@ async def _move(publisher: TransactionalPublisher, reader: AIOKafkaConsumer, par
 
 
 @asynccontextmanager
-async def _admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
-    admin = AIOKafkaAdminClient(**client_options(settings))
-    try:
-        await admin.start()
-        yield admin
-    finally:
-        await admin.close()
-
-
-@asynccontextmanager
 async def _reader(settings: Settings) -> AsyncIterator[AIOKafkaConsumer]:
     consumer = read_committed_consumer(settings, auto_offset_reset="none")
     try:
         await consumer.start()
         yield consumer
     finally:
-        await consumer.stop()
+        await close_consumer(consumer)

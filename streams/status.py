@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 import orjson
-from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from pydantic import BaseModel, ConfigDict
 
@@ -20,7 +19,7 @@ from models.dead_letter import DeadLetter
 from models.errors import HeadraceError
 from models.flow import Flow, Salesforce
 from models.settings import Settings
-from streams.kafka import client_options
+from streams.kafka import admin
 from streams.lag import Lag, LagWatch, disk_free, salesforce_loss
 from streams.publish import read_all
 from streams.salesforce.positions import position_key, read_positions
@@ -179,12 +178,8 @@ def scrape_targets(status: Status) -> list[dict[str, object]]:
 
 
 async def _there(settings: Settings) -> set[str]:
-    admin = AIOKafkaAdminClient(**client_options(settings))
-    try:
-        await admin.start()
-        return set(await admin.list_topics())
-    finally:
-        await admin.close()
+    async with admin(settings) as broker:
+        return set(await broker.list_topics())
 
 
 def _processes(records: Iterable[tuple[bytes | None, bytes | None]]) -> list[Process]:

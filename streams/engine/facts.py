@@ -9,21 +9,21 @@ from aiokafka.errors import KafkaError, for_code
 
 from models.errors import FatalError
 from models.settings import Settings
-from streams.kafka import client_options
+from streams.kafka import admin
 
 
 async def cluster_id(settings: Settings) -> str:
     """The id Kafka was given when its storage was made. Raises FatalError."""
-    async with _admin(settings) as admin:
-        return str((await admin.describe_cluster())["cluster_id"])
+    async with _broker(settings) as broker:
+        return str((await broker.describe_cluster())["cluster_id"])
 
 
 async def tombstone_seconds(settings: Settings, topics: Iterable[str]) -> dict[str, float]:
     """By changelog, how long a deletion is sure to be found in it, in seconds. Raises FatalError for a topic that forgets values."""
     wanted = [ConfigResource(ConfigResourceType.TOPIC, name) for name in sorted(set(topics))]
     found: dict[str, float] = {}
-    async with _admin(settings) as admin:
-        for answer in await admin.describe_configs(wanted):
+    async with _broker(settings) as broker:
+        for answer in await broker.describe_configs(wanted):
             for code, _, _, name, entries, *_ in answer.resources:
                 if code:
                     raise FatalError(
@@ -40,12 +40,9 @@ async def tombstone_seconds(settings: Settings, topics: Iterable[str]) -> dict[s
 
 
 @asynccontextmanager
-async def _admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
-    admin = AIOKafkaAdminClient(**client_options(settings))
+async def _broker(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
     try:
-        await admin.start()
-        yield admin
+        async with admin(settings) as client:
+            yield client
     except KafkaError as error:
         raise FatalError(f"Kafka at {settings.kafka} did not answer ({type(error).__name__}): is it up, and may we ask it?") from error
-    finally:
-        await admin.close()
