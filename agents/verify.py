@@ -6,22 +6,20 @@ way is no difference: only what differs in every round, after the workers had th
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 from uuid import uuid4
 
 from agents.rules.merge import RecordState
 from agents.rules.plan import Plan
-from agents.rules.reconcile import Difference, Known, Range, difference, known, range_agrees, ranges, second_of, suspects
+from agents.rules.reconcile import Compared, Known, Range, difference, known, range_agrees, ranges, second_of, suspects
 from agents.tables import RECORDS, records_key
-from models.envelope import Reason
 from models.errors import PermanentError, TemporaryError
 from models.flow import Flow, Salesforce
 from models.settings import Settings
-from streams.engine.stage import Output
 from streams.lag import LagWatch
 from streams.publish import TransactionalPublisher, read_batches
 from streams.salesforce.auth import Login
@@ -31,7 +29,7 @@ from streams.salesforce.messages import id18
 from streams.salesforce.positions import Durable, Positions
 from streams.salesforce.rest import IDS_PER_CALL, Answer, Rest, Row, check_name
 from streams.salesforce.retry import Backoff
-from streams.salesforce.rows import row_output
+from streams.salesforce.rows import read_again
 from streams.salesforce.tokens import Vault
 from streams.topics import Topics
 
@@ -53,23 +51,15 @@ Seen = Callable[[str, RecordState], None]
 
 
 @dataclass(slots=True)
-class Found:
+class Found(Compared):
     """Of one source. `through`: Salesforce's clock (epoch s) before anything was read; thin, whole: rows read; calls: of the REST API."""
 
     source: str
     run: str
     through: int = 0
-    compared: int = 0
     thin: int = 0
     whole: int = 0
     calls: int = 0
-    repaired: int = 0
-    differences: list[Difference] = field(default_factory=list)
-
-    @property
-    def kinds(self) -> Counter[str]:
-        """How many of each kind."""
-        return Counter(found.kind for found in self.differences)
 
 
 class SourceCheck:
@@ -129,19 +119,12 @@ class SourceCheck:
         try:
             for start in range(0, len(found.differences), IDS_PER_CALL):
                 some = [one.id for one in found.differences[start : start + IDS_PER_CALL]]
-                outputs = [self._output(id, durable, second) for id in some]
+                outputs = read_again(self._topics, found.source, some, self._rows, durable, second, run=found.run)
                 outputs.append(self._incident(some, start, durable).output(self._topics))
-                await patiently(lambda outputs=outputs: publisher.send(outputs))  # type: ignore[misc]
+                await patiently(partial(publisher.send, outputs))
                 found.repaired += len(some)
         finally:
             await publisher.stop()
-
-    def _output(self, id: str, durable: Durable, second: int) -> Output:
-        row = self._rows.get(id)
-        gone = second if row is None else None
-        value = row if row is not None else {"attributes": {"type": self._sobject}, "Id": id}
-        source, run = self.found.source, self.found.run
-        return row_output(self._topics, source, value, durable, reason=Reason.REPAIR, run=run, bulk=False, gone=gone)
 
     def _incident(self, ids: Sequence[str], start: int, durable: Durable) -> Incident:
         now, found = int(time.time() * 1000), self.found
@@ -186,7 +169,7 @@ class SourceCheck:
                     f"{len(left):,} records of {found.source} differ: read all anew (`headrace snapshot {found.source}`), then verify"
                 )
             durable = await patiently(lambda: self._positions.durable(self._connection, self._channels, self._sobject))
-            answer = await patiently(lambda left=left: self._rest.by_ids(self._sobject, self._plan.select, left, PURPOSE))  # type: ignore[misc]
+            answer = await patiently(partial(self._rest.by_ids, self._sobject, self._plan.select, left, PURPOSE))
             found.whole += len(answer.rows)
             self._read, self._rows = (durable, answer.second), {id18(str(row["Id"])): row for row in answer.rows}
             states = await states_of(self._settings, found.source, left)

@@ -5,17 +5,17 @@ What is on its way is no difference: only what differs in every round, after the
 """
 
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
 import orjson
 
 from agents.dead_letters import list_letters
 from agents.rules.delivery import Delivered
 from agents.rules.merge import RecordState
-from agents.rules.reconcile import Difference
+from agents.rules.reconcile import Compared, Difference
 from agents.rules.ways import Way
 from agents.rules.writes import encode_write
 from agents.tables import DELIVERED, delivered_key
@@ -37,7 +37,7 @@ Holders = dict[str, Delivered]
 
 
 @dataclass(slots=True)
-class RouteFound:
+class RouteFound(Compared):
     """Of one route from one source.
 
     comparable   the target can be compared; lists: it can name what nobody speaks for
@@ -50,17 +50,9 @@ class RouteFound:
     target: str
     comparable: bool
     lists: bool
-    compared: int = 0
     behind: int = 0
     held: int = 0
     dead: int = 0
-    repaired: int = 0
-    differences: list[Difference] = field(default_factory=list)
-
-    @property
-    def kinds(self) -> Counter[str]:
-        """How many of each kind."""
-        return Counter(found.kind for found in self.differences)
 
 
 class RouteCheck:
@@ -122,7 +114,7 @@ class RouteCheck:
         try:
             for start in range(0, len(differences), SENT):
                 some = [self._output(one.id) for one in differences[start : start + SENT]]
-                await patiently(lambda some=some: publisher.send(some))  # type: ignore[misc]
+                await patiently(partial(publisher.send, some))
                 self.found.repaired += len(some)
         finally:
             await publisher.stop()
@@ -202,7 +194,7 @@ class RouteCheck:
         """Keys that stand and for which nobody speaks."""
         target, after = self._target, ""
         while isinstance(target, Listing):
-            page = await patiently(lambda after=after, target=target: target.standing(self._way.object, after))  # type: ignore[misc]
+            page = await patiently(partial(target.standing, self._way.object, after))
             for key in page:
                 if key not in self._right:
                     yield key

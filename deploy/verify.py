@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 
 from agents.maps import Maps, load_maps
+from agents.rules.reconcile import Compared, What
 from agents.targets import make_target
 from agents.targets.base import TargetLike
 from agents.verify import Found, Show, SourceCheck
@@ -23,7 +24,7 @@ from streams.flow_file import did_you_mean
 
 SHOWN = 1000
 """Differences named one by one in the JSON, of each check."""
-KINDS = ("missing", "changed", "extra", "deleted")
+KINDS: tuple[What, ...] = get_args(What)
 
 
 def verify(flow_path: Path | None, source: str, target: str | None, *, repair: bool, quick: bool, as_json: bool) -> int:
@@ -102,11 +103,11 @@ def verified(found: Found, route: RouteFound, repair: bool) -> str | None:
 
 def sentences(found: Found, by_route: Sequence[RouteFound], repair: bool) -> str:
     """For people: the source, then one sentence per route."""
-    lines = [f"{found.source}: {_compared(found.compared, found.kinds, found.repaired, repair)} "
+    lines = [f"{found.source}: {_compared(found, repair)} "
              f"Read {found.thin:,} rows thin and {found.whole:,} whole in {found.calls:,} API calls."]  # fmt: skip
     for route in by_route:
         name = f"{route.route} → {route.target}"
-        told = _compared(route.compared, route.kinds, route.repaired, repair)
+        told = _compared(route, repair)
         if not route.comparable:
             lines.append(f"{name}: cannot be verified, a target of this type cannot be read back.")
         elif route.behind:
@@ -129,25 +130,19 @@ def as_facts(found: Found, by_route: Sequence[RouteFound], repair: bool) -> str:
         "source": found.source,
         "run": found.run,
         "through": _utc(found.through),
-        "compared": found.compared,
         "thin": found.thin,
         "whole": found.whole,
         "calls": found.calls,
-        "repaired": found.repaired,
-        "kinds": {kind: found.kinds[kind] for kind in KINDS},
-        "differences": [asdict(one) for one in found.differences[:SHOWN]],
+        **_counted(found),
         "routes": {
             route.route: {
                 "target": route.target,
                 "verified_through": verified(found, route, repair),
                 "comparable": route.comparable,
-                "compared": route.compared,
                 "behind": route.behind,
                 "held": route.held,
                 "dead": route.dead,
-                "repaired": route.repaired,
-                "kinds": {kind: route.kinds[kind] for kind in KINDS},
-                "differences": [asdict(one) for one in route.differences[:SHOWN]],
+                **_counted(route),
             }
             for route in by_route
         },
@@ -155,11 +150,21 @@ def as_facts(found: Found, by_route: Sequence[RouteFound], repair: bool) -> str:
     return orjson.dumps(facts, option=orjson.OPT_SORT_KEYS).decode()
 
 
-def _compared(count: int, kinds: Any, repaired: int, repair: bool) -> str:
-    if not kinds.total():
-        return f"{count:,} compared, none differs."
+def _counted(found: Compared) -> dict[str, Any]:
+    return {
+        "compared": found.compared,
+        "repaired": found.repaired,
+        "kinds": {kind: found.kinds[kind] for kind in KINDS},
+        "differences": [asdict(one) for one in found.differences[:SHOWN]],
+    }
+
+
+def _compared(found: Compared, repair: bool) -> str:
+    if not (kinds := found.kinds):
+        return f"{found.compared:,} compared, none differs."
     told = ", ".join(f"{kinds[kind]:,} {kind}" for kind in KINDS if kinds[kind])
-    return f"{count:,} compared, {kinds.total():,} differ ({told}); {f'{repaired:,} repaired' if repair else 'nothing was repaired'}."
+    done = f"{found.repaired:,} repaired" if repair else "nothing was repaired"
+    return f"{found.compared:,} compared, {kinds.total():,} differ ({told}); {done}."
 
 
 def _utc(second: int) -> str:

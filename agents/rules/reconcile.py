@@ -4,8 +4,9 @@ A stamp only raises suspicion; a difference is one of values, seen in a whole ro
 the first came and the second was lost, only a whole read would tell.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
@@ -49,6 +50,20 @@ class Difference:
     id: str
     kind: What
     fields: tuple[str, ...] = ()
+
+
+@dataclass(slots=True, kw_only=True)
+class Compared:
+    """What a check counts: of one side compared with another."""
+
+    compared: int = 0
+    repaired: int = 0
+    differences: list[Difference] = field(default_factory=list)
+
+    @property
+    def kinds(self) -> Counter[str]:
+        """How many of each kind."""
+        return Counter(found.kind for found in self.differences)
 
 
 def known(state: RecordState) -> Known:

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 
 import structlog
 
-from models.envelope import Reason
 from models.errors import PermanentError
 from models.flow import Flow
 from models.settings import Settings
@@ -22,7 +21,7 @@ from streams.salesforce.messages import id18
 from streams.salesforce.positions import Positions
 from streams.salesforce.rest import IDS_PER_CALL, Rest
 from streams.salesforce.retry import retried
-from streams.salesforce.rows import row_output
+from streams.salesforce.rows import read_again
 from streams.salesforce.snapshot import Run, run_snapshot
 from streams.topics import Topics
 
@@ -95,11 +94,7 @@ class Repairs:
             await self._end([incident.ended("failed", error.reason) for incident in some])
             return
         rows = {id18(str(row["Id"])): row for row in answer.rows if row.get("Id")}
-        run, outputs = f"repair-{some[0].id}", []
-        for id in ids:
-            row, gone = rows.get(id), None if id in rows else answer.second
-            found = row if row is not None else {"attributes": {"type": sobject}, "Id": id}
-            outputs.append(row_output(self._topics, source, found, durable, reason=Reason.REPAIR, run=run, bulk=False, gone=gone))
+        outputs = read_again(self._topics, source, ids, rows, durable, answer.second, run=f"repair-{some[0].id}")
         calls, proof = self._rest.calls[PURPOSE] - before, f"read at position {durable.position} of epoch {durable.epoch}"
         ended = [
             i.ended("closed", proof, rows=sum(id in rows for id in i.ids), gone=sum(id not in rows for id in i.ids), calls=calls)

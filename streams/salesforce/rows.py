@@ -1,6 +1,7 @@
-"""A row that was read from Salesforce as a record of its in-topic. Pure."""
+"""What was read from Salesforce as records of its in-topic."""
 
 import time
+from collections.abc import Iterable, Mapping
 
 import orjson
 
@@ -48,3 +49,23 @@ def row_output(
     ).model_copy(update={"id": f"{run}/{row['Id']}"})
     metrics.DEAD.labels("fetch", "", "TooLarge").inc()
     return Output(topics.dead_letters, letter.id.encode(), orjson.dumps(letter.model_dump(exclude_none=True)))
+
+
+def read_again(
+    topics: Topics, source: str, ids: Iterable[str], rows: Mapping[str, Row], durable: Durable, second: int, *, run: str
+) -> list[Output]:
+    """Records of ids that were read by id, in the live lane, for a repair: the row, or that there was none at `second` (epoch s)."""
+    sobject = source.partition("/")[2]
+    return [
+        row_output(
+            topics,
+            source,
+            rows.get(id, {"attributes": {"type": sobject}, "Id": id}),
+            durable,
+            reason=Reason.REPAIR,
+            run=run,
+            bulk=False,
+            gone=None if id in rows else second,
+        )
+        for id in ids
+    ]
