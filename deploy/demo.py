@@ -4,20 +4,17 @@ It shows what a user would do with commands of his own; it reaches into nothing.
 """
 
 import base64
-import contextlib
 import hashlib
 import hmac
 import http.client
 import json
 import shutil
-import statistics
 import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
 import uuid
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +24,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from deploy.latency import TABLES, Latency
 from deploy.local.process import LocalServiceError
 from deploy.local.services import exit_on_sigterm
 from deploy.oracle import Verdict, compare
@@ -35,55 +33,6 @@ from deploy.sandbox.client import SandboxError
 
 RECORDS, RATE, HOOKS = 300, 5.0, 3
 SETTLE_SECONDS = 60.0
-TABLES = ("person", "account", "opportunity")
-
-
-@dataclass
-class Latency:
-    """Commit in the sandbox Salesforce → row in PostgreSQL, in ms, of each version of each row that was seen there.
-
-    Both clocks are this machine's. A version overwritten between two looks is not seen; a row that a snapshot or a replay wrote tells
-    nothing of the way of the event before it. `commits` holds the commit of each sample, in epoch ms.
-    """
-
-    rig: Rig
-    samples: list[float] = field(default_factory=list)
-    commits: list[float] = field(default_factory=list)
-    _commits: dict[int, float] = field(default_factory=dict)
-    _after: int = 0
-    _seen: set[tuple[str, int]] = field(default_factory=set)
-    _since: float = 0.0
-
-    def look(self, database: psycopg.Connection) -> None:
-        """Take up what was committed and written since the last look."""
-        answer = self.rig.ask("GET", f"/sandbox/commits?after={self._after}")
-        self._after = max([self._after, *(commit[0] for commit in answer["commits"])])
-        self._commits |= {commit[0]: commit[1] for commit in answer["commits"]}
-        begun = time.time()
-        for table in TABLES:
-            with contextlib.suppress(psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
-                rows = database.execute(
-                    sql.SQL(
-                        "SELECT _key, _position, extract(epoch FROM _written_at) * 1000 FROM {} WHERE _written_at > to_timestamp(%s) "
-                        "AND _reason IN ('live', 'fetch')"
-                    ).format(sql.Identifier("crm", table)),
-                    [self._since],
-                ).fetchall()
-                for key, position, written in rows:
-                    if position is not None and (key, position) not in self._seen and (committed := self._commits.get(position)):
-                        self._seen.add((key, position))
-                        self.samples.append(float(written) - committed)
-                        self.commits.append(committed)
-        self._since = begun - 2.0
-
-    def quantile(self, q: float) -> float | None:
-        """In ms; None without samples."""
-        return quantile(self.samples, q)
-
-
-def quantile(samples: list[float], q: float) -> float | None:
-    """None for fewer than two samples."""
-    return statistics.quantiles(samples, n=1000, method="inclusive")[round(q * 1000) - 1] if len(samples) > 1 else None
 
 
 def run_demo(seconds: float | None, as_json: bool) -> int:

@@ -1,28 +1,25 @@
 """(d) From a commit in the sandbox Salesforce to the row in PostgreSQL, open loop: it changes records at a rate, whatever comes of it.
 
-A sample is one version of one row: `_written_at` less the commit; both clocks are this machine's. A version overwritten between two looks
-is not seen, and neither is the start, when the snapshot is read.
+The start, when the snapshot is read, is not seen.
 """
 
 import asyncio
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psycopg
-from psycopg import sql
 
 from deploy.bench.figures import quantile
 from deploy.bench.place import Place, Record
 from deploy.bench.work import Work
+from deploy.latency import Latency
 from deploy.local.process import LocalServiceError, Progress
 from deploy.rig import Rig
 
 FLOW = Path(__file__).parent / "sandbox.yaml"
-TABLES = ("person", "account", "opportunity")
 RATES = (50, 100, 200, 400, 800, 1600)
 """Transactions a second; one has about 1.1 changes."""
 SUSTAINED_MS, SETTLE_SECONDS = 500.0, 15.0
@@ -31,56 +28,13 @@ CROWD = 20_000
 """Events that fall upon one partition at once."""
 
 
-@dataclass
-class Samples:
-    """What was seen since `restart`: (record id, milliseconds)."""
-
-    rig: Rig
-    found: list[tuple[str, float]] = field(default_factory=list)
-    commits: dict[int, float] = field(default_factory=dict)
-    after: int = 0
-    since: float = 0.0
-    seen: set[tuple[str, int]] = field(default_factory=set)
-
-    def restart(self) -> None:
-        """Forget what was before."""
-        self.look(None)
-        self.found, self.commits, self.since = [], {}, time.time()
-
-    def look(self, database: psycopg.Connection | None) -> None:
-        """Take up what was committed and written since the last look."""
-        answer = self.rig.ask("GET", f"/sandbox/commits?after={self.after}")
-        self.after = max([self.after, *(commit[0] for commit in answer["commits"])])
-        self.commits |= {commit[0]: commit[1] for commit in answer["commits"]}
-        begun = time.time()
-        for table in TABLES if database is not None else ():
-            with contextlib.suppress(psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
-                self._rows(database, table)
-        self.since = begun - 2.0 if database is not None else self.since
-
-    def _rows(self, database: psycopg.Connection | None, table: str) -> None:
-        if database is None:
-            return
-        rows = database.execute(
-            sql.SQL(
-                "SELECT _key, _position, extract(epoch FROM _written_at) * 1000 FROM {} "
-                "WHERE _written_at > to_timestamp(%s) AND _reason IN ('live', 'fetch')"
-            ).format(sql.Identifier("crm", table)),
-            [self.since],
-        ).fetchall()
-        for key, position, written in rows:
-            if position is not None and (key, position) not in self.seen and (committed := self.commits.get(position)) is not None:
-                self.seen.add((key, position))
-                self.found.append((str(key).rpartition("/")[2], float(written) - committed))
-
-
 async def latency(place: Place, folder: Path, seconds: float, say: Progress) -> dict[str, Any]:
     """Highest sustained rate, then percentiles at 50 % and 80 % of it, and at 50 % beside a partition at its limit."""
     figures: dict[str, Any] = {}
     with Rig(folder / "latency", records=2000, flow=FLOW) as rig:
         await asyncio.to_thread(_start, rig)
         with rig.database() as database:
-            samples = Samples(rig)
+            samples = Latency(rig)
             best = 0
             for rate in RATES:
                 held, found = await asyncio.to_thread(_hold, samples, database, rate, min(seconds, 5.0))
@@ -96,8 +50,9 @@ async def latency(place: Place, folder: Path, seconds: float, say: Progress) -> 
             await place.load(f"{rig.name}.in.acme.Contact", _crowd(place))
             samples.restart()
             await asyncio.to_thread(_hold, samples, database, max(1.0, best * 0.5), seconds, fresh=False)
-            crowded = {True: [ms for id, ms in samples.found if place.partition(id.encode()) == 0],
-                       False: [ms for id, ms in samples.found if place.partition(id.encode()) != 0]}  # fmt: skip
+            timed = list(zip(samples.ids, samples.samples, strict=True))
+            crowded = {True: [ms for id, ms in timed if place.partition(id.encode()) == 0],
+                       False: [ms for id, ms in timed if place.partition(id.encode()) != 0]}  # fmt: skip
             figures["beside_a_partition_at_its_limit"] = {
                 "other_partitions": percentiles(crowded[False]),
                 "that_partition": percentiles(crowded[True]),
@@ -131,7 +86,7 @@ def _quiet(database: psycopg.Connection) -> bool:
 
 
 def _hold(
-    samples: Samples, database: psycopg.Connection, rate: float, seconds: float, fresh: bool = True
+    samples: Latency, database: psycopg.Connection, rate: float, seconds: float, fresh: bool = True
 ) -> tuple[bool, dict[str, int | None]]:
     """Change at this rate for so long: whether all of it came in time, and the percentiles."""
     if fresh:
@@ -146,14 +101,14 @@ def _hold(
     said = samples.rig.ask("GET", "/sandbox/change")["runs"][run]
     made = said["done"] >= said["wanted"] * 0.95
     _until(lambda: _settled(samples, database), SETTLE_SECONDS)
-    found = percentiles([ms for _, ms in samples.found])
+    found = percentiles(samples.samples)
     return made and found["p50"] is not None and found["p50"] < SUSTAINED_MS, found
 
 
-def _settled(samples: Samples, database: psycopg.Connection) -> bool:
-    before = len(samples.found)
+def _settled(samples: Latency, database: psycopg.Connection) -> bool:
+    before = len(samples.samples)
     samples.look(database)
-    return len(samples.found) == before
+    return len(samples.samples) == before
 
 
 def _until(true: Callable[[], bool], seconds: float) -> None:

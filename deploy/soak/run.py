@@ -17,7 +17,8 @@ import psycopg
 from aiokafka.errors import KafkaError
 from rich.console import Console
 
-from deploy.demo import Latency, base_folder, count_rows, quantile
+from deploy.demo import base_folder, count_rows
+from deploy.latency import Latency, quantile
 from deploy.local.process import LocalServiceError
 from deploy.local.services import KAFKA_VARIABLE, POSTGRES_VARIABLE, exit_on_sigterm
 from deploy.rig import FLOW, Rig, as_json

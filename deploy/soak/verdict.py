@@ -11,7 +11,8 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from deploy.demo import Latency, compare_now, quantile, settle
+from deploy.demo import compare_now, settle
+from deploy.latency import Latency, quantile
 from deploy.local.process import LocalServiceError
 from deploy.oracle import Verdict
 from deploy.rig import Rig, as_line

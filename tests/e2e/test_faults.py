@@ -7,7 +7,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from deploy.demo import Latency, count_rows, settle
+from deploy.demo import count_rows, settle
+from deploy.latency import Latency
 from deploy.rig import Rig
 from tests.support.rigs import explain, rig
 
