@@ -15,13 +15,14 @@ from typing import Any
 
 import orjson
 
-from agents.guard import Guard, dead_letter_output, per_record, split
+from agents.guard import Guard, per_record, split
 from models.envelope import Envelope, Kind, Reason
 from models.errors import PermanentError, SettingsError, TemporaryError
 from models.flow import Flow, Salesforce
 from models.settings import Settings
 from streams import metrics
 from streams.engine.stage import Chunk, Output, Partition, Record, Result, Stage
+from streams.letters import dead_letter_output
 from streams.publish import MAX_RECORD
 from streams.salesforce.auth import Login
 from streams.salesforce.limits import Step

@@ -16,8 +16,7 @@ from models.errors import CodeError, FatalError, PausedError, PermanentError, Se
 from models.scrub import scrub
 from streams import metrics
 from streams.engine.stage import Abandoned, Output, Partition, Record
-from streams.letters import LARGEST_LETTER as LARGEST_LETTER
-from streams.letters import dead_letter_output as dead_letter_output
+from streams.letters import dead_letter_output
 from streams.topics import Topics
 
 log = structlog.get_logger()

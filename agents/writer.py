@@ -14,7 +14,7 @@ import structlog
 from prometheus_client import Histogram
 
 from agents.calls import Calls
-from agents.guard import Guard, dead_letter_output, per_record, split
+from agents.guard import Guard, per_record, split
 from agents.rules.delivery import Decision, Delivered, apply
 from agents.rules.writes import decode_write, encode_write
 from agents.targets.base import Columns, Effect, TargetLike, cleared
@@ -24,6 +24,7 @@ from models.settings import Settings
 from models.write import Body, Outcome, Write, WriteResult
 from streams import metrics
 from streams.engine.stage import Changes, Chunk, Output, Partition, Record, Result, Stage
+from streams.letters import dead_letter_output
 from streams.topics import Topics
 
 log = structlog.get_logger()

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from agents.dead_letters import list_letters, redrive
-from agents.guard import dead_letter_output
 from models.errors import PermanentError, SettingsError
 from models.flow import Flow, Route, Salesforce
 from models.flow import Target as Given
 from models.settings import Settings
 from streams.engine.stage import Output
+from streams.letters import dead_letter_output
 from streams.publish import Publisher, read_all
 from streams.topics import Topics, ensure
 from tests.support.broker import settings_for, topics

@@ -6,7 +6,6 @@ import orjson
 import pytest
 
 from agents.dead_letters import MARK, again, one_record, open_letters
-from agents.guard import dead_letter_output
 from agents.maps import load_maps
 from models.dead_letter import DeadLetter, cause_of
 from models.envelope import Envelope, Kind, Reason
@@ -15,6 +14,7 @@ from models.flow import Flow, Route, Salesforce, Webhook
 from models.flow import Target as Given
 from models.write import Write
 from streams.engine.stage import Output
+from streams.letters import dead_letter_output
 from streams.topics import Topics
 from tests.support.memory import MemoryRecord
 from tests.support.pipeline import Pipeline

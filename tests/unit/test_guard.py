@@ -6,11 +6,12 @@ from typing import Any
 import orjson
 import pytest
 
-from agents.guard import LARGEST_LETTER, LONGEST_BELIEVED, Guard, dead_letter_output, per_record, split
+from agents.guard import LONGEST_BELIEVED, Guard, per_record, split
 from models.dead_letter import DeadLetter
 from models.errors import CodeError, FatalError, HeadraceError, PausedError, PermanentError, SettingsError, TemporaryError
 from streams import metrics
 from streams.engine.stage import Abandoned, Output
+from streams.letters import LARGEST_LETTER, dead_letter_output
 from streams.topics import Topics
 from tests.support.memory import MemoryPartition, MemoryRecord
 
