@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -21,15 +20,9 @@ from streams.salesforce.positions import Position, output
 from streams.salesforce.rest import IDS_PER_CALL
 from streams.topics import Topics
 from tests.support.memory import MemoryPartition, MemoryRecord
-from tests.support.salesforce import FIELDS, Desk, flow_for, installation, org, until
+from tests.support.salesforce import FIELDS, Desk, flow_for, org, until
 
 pytestmark = pytest.mark.kafka
-
-
-@pytest.fixture
-async def settings(kafka: str, tmp_path: Path) -> AsyncIterator[Settings]:
-    async with installation(kafka, tmp_path) as found:
-        yield found
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import orjson
 import pytest
@@ -21,7 +20,6 @@ from tests.support.salesforce import (
     envelope_of,
     flow_for,
     inbound,
-    installation,
     org,
     repaired,
     subscribed,
@@ -30,12 +28,6 @@ from tests.support.salesforce import (
 
 pytestmark = pytest.mark.kafka
 A = "003Qx00000Ke4RtIAJ"
-
-
-@pytest.fixture
-async def settings(kafka: str, tmp_path: Path) -> AsyncIterator[Settings]:
-    async with installation(kafka, tmp_path) as found:
-        yield found
 
 
 @pytest.fixture

@@ -16,17 +16,11 @@ from streams.salesforce import snapshot
 from streams.salesforce.positions import Position, output
 from streams.salesforce.snapshot import run_snapshot, snapshot_runs
 from streams.topics import Topics
-from tests.support.salesforce import FIELDS, Desk, envelope_of, flow_for, inbound, installation, org, until
+from tests.support.salesforce import FIELDS, Desk, envelope_of, flow_for, inbound, org, until
 from tests.support.subscriber_process import end, start
 
 pytestmark = pytest.mark.kafka
 RECORDS = 400
-
-
-@pytest.fixture
-async def settings(kafka: str, tmp_path: Path) -> AsyncIterator[Settings]:
-    async with installation(kafka, tmp_path) as found:
-        yield found
 
 
 @pytest.fixture

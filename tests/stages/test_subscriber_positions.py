@@ -5,7 +5,6 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -25,7 +24,6 @@ from tests.support.salesforce import (
     envelope_of,
     flow_for,
     inbound,
-    installation,
     letters,
     org,
     repaired,
@@ -36,12 +34,6 @@ from tests.support.salesforce import (
 pytestmark = pytest.mark.kafka
 KEY = "acme|/data/ChangeEvents"
 A = "003Qx00000Ke4RtIAJ"
-
-
-@pytest.fixture
-async def settings(kafka: str, tmp_path: Path) -> AsyncIterator[Settings]:
-    async with installation(kafka, tmp_path) as found:
-        yield found
 
 
 @pytest.fixture

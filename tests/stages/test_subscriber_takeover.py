@@ -9,16 +9,10 @@ import pytest
 
 from models.settings import Settings
 from streams.salesforce.positions import read_positions
-from tests.support.salesforce import Desk, arrived, change, connected, flow_for, installation, order_of, org, until
+from tests.support.salesforce import Desk, arrived, change, connected, flow_for, order_of, org, until
 from tests.support.subscriber_process import end, start
 
 pytestmark = pytest.mark.kafka
-
-
-@pytest.fixture
-async def settings(kafka: str, tmp_path: Path) -> AsyncIterator[Settings]:
-    async with installation(kafka, tmp_path) as found:
-        yield found
 
 
 @pytest.fixture

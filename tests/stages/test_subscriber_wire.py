@@ -2,20 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from models.settings import Settings
-from tests.support.salesforce import Desk, arrived, connected, flow_for, installation, order_of, org, subscribed, until
+from tests.support.salesforce import Desk, arrived, connected, flow_for, order_of, org, subscribed, until
 
 pytestmark = pytest.mark.kafka
-
-
-@pytest.fixture
-async def settings(kafka: str, tmp_path: Path) -> AsyncIterator[Settings]:
-    async with installation(kafka, tmp_path) as found:
-        yield found
 
 
 @pytest.fixture

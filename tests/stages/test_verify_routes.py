@@ -1,7 +1,6 @@
 """What a route should have brought, by both tables, against what a target holds: each way to differ goes its own way back."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -27,16 +26,9 @@ from models.write import Body, OnDelete, Op, Write
 from streams.engine.stage import Output
 from streams.publish import Publisher, read_all
 from streams.topics import Topics
-from tests.support.salesforce import installation
 
 pytestmark = pytest.mark.kafka
 SOURCE = "acme/Contact"
-
-
-@pytest.fixture
-async def settings(kafka: str, tmp_path: Path) -> AsyncIterator[Settings]:
-    async with installation(kafka, tmp_path) as found:
-        yield found
 
 
 def flow(on_delete: OnDelete = "tombstone") -> Flow:
