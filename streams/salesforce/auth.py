@@ -19,12 +19,7 @@ from models.flow import Auth, Salesforce
 from models.scrub import scrub
 from streams import metrics
 from streams.salesforce.limits import Budget
-from streams.salesforce.oauth import Token as Token
-from streams.salesforce.oauth import ask, form_of, refresh_form
-from streams.salesforce.oauth import parse_token as parse_token
-from streams.salesforce.oauth import refusal as refusal
-from streams.salesforce.oauth import second_of as second_of
-from streams.salesforce.oauth import skew_of as skew_of
+from streams.salesforce.oauth import Token, ask, form_of, refresh_form
 from streams.salesforce.tokens import Vault, need_vault, print_of
 
 log = structlog.get_logger()

@@ -30,7 +30,8 @@ from aiosfstream_ng.replay import ReplayMarker, ReplayMarkerStorage
 from models.errors import HeadraceError, PausedError, TemporaryError
 from models.flow import Salesforce
 from models.scrub import scrub
-from streams.salesforce.auth import Login, Token
+from streams.salesforce.auth import Login
+from streams.salesforce.oauth import Token
 
 log = structlog.get_logger()
 

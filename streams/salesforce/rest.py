@@ -24,8 +24,9 @@ from models.errors import HeadraceError, PausedError, PermanentError, TemporaryE
 from models.flow import Salesforce
 from models.scrub import scrub
 from streams import metrics
-from streams.salesforce.auth import Login, Token, second_of
+from streams.salesforce.auth import Login
 from streams.salesforce.limits import DAILY_CALLS, LimitReachedError, Step, refused_for_a_limit
+from streams.salesforce.oauth import Token, second_of
 
 Row = dict[str, Any]
 TIMEOUT = (10.0, 130.0)

@@ -23,11 +23,12 @@ from streams import metrics
 from streams.engine.stage import Output
 from streams.publish import TransactionalPublisher
 from streams.salesforce import cometd
-from streams.salesforce.auth import Login, Token
+from streams.salesforce.auth import Login
 from streams.salesforce.cometd import PositionRefusedError, Session, SessionLostError
 from streams.salesforce.incidents import Cause, Incident
 from streams.salesforce.leader import Leadership
 from streams.salesforce.messages import BUFFER_SECONDS, Intake, Plan, parts
+from streams.salesforce.oauth import Token
 from streams.salesforce.positions import Position, Start, channel_of, output, position_key, read_positions
 from streams.salesforce.repair import Repairs
 from streams.salesforce.rest import Rest

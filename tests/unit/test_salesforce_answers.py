@@ -14,9 +14,10 @@ from pydantic import SecretStr
 
 from models.errors import FatalError, PausedError, PermanentError, SettingsError, TemporaryError
 from models.flow import Salesforce
-from streams.salesforce.auth import BURST, Login, Token, parse_token, refusal, second_of, skew_of
+from streams.salesforce.auth import BURST, Login
 from streams.salesforce.cometd import PositionRefusedError, SessionLostError, verdict
 from streams.salesforce.limits import LimitReachedError
+from streams.salesforce.oauth import Token, parse_token, refusal, second_of, skew_of
 from streams.salesforce.positions import Position, channel_of, sobject_of
 from streams.salesforce.rest import ID, check_id, check_name, classify, join, split_fields
 from streams.salesforce.retry import Backoff

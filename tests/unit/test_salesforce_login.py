@@ -15,8 +15,8 @@ from deploy.login import Grant, called_back, run_login
 from models.errors import HeadraceError, PausedError, SettingsError, TemporaryError
 from models.flow import Salesforce
 from streams.salesforce import auth
-from streams.salesforce.auth import AHEAD, BURST, LOCKOUT, Login, Token
-from streams.salesforce.oauth import parse_token, refusal
+from streams.salesforce.auth import AHEAD, BURST, LOCKOUT, Login
+from streams.salesforce.oauth import Token, parse_token, refusal
 from streams.salesforce.tokens import Keys, Vault
 from tests.support.logs import record_logs
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.sandbox.iterable.state import KINDS as ITERABLE
-from deploy.sandbox.salesforce.org import KINDS as SALESFORCE
+from deploy.sandbox.salesforce.kinds import KINDS as SALESFORCE
 from deploy.soak.schedule import AT_ONCE, CALM_SECONDS, GAP, KINDS, PAUSE_SECONDS, REST_SECONDS, plan
 
 seeds = st.integers(0, 2**63)

@@ -11,8 +11,7 @@ from deploy.sandbox.faults import Faults
 from deploy.sandbox.salesforce import events, ids, values
 from deploy.sandbox.salesforce.access import Access
 from deploy.sandbox.salesforce.bus import Bus
-from deploy.sandbox.salesforce.kinds import KINDS as KINDS
-from deploy.sandbox.salesforce.kinds import LOSSES
+from deploy.sandbox.salesforce.kinds import KINDS, LOSSES
 from deploy.sandbox.salesforce.limits import PUBLISHED, Limits
 from deploy.sandbox.salesforce.schema import Schema, SObject
 from deploy.sandbox.salesforce.store import Change, Row, Store, Transaction
