@@ -20,7 +20,7 @@ from agents.writer import in_topic_source
 from models.dead_letter import DeadLetter, dead_letter
 from models.envelope import Envelope, Headers, Kind, Reason
 from models.errors import SettingsError, TemporaryError
-from models.flow import Flow, Webhook
+from models.flow import Flow, Webhook, is_event
 from models.settings import Settings
 from streams.engine.loss import STAGE as LOSS
 from streams.engine.stage import Output, Record
@@ -113,7 +113,7 @@ def again(letter: DeadLetter, flow: Flow, topics: Topics, run: str) -> Output | 
 
     What the subscriber could not pass on (a gap, an event too large) is asked for by id: its event would say no more the second time.
     A failed write goes back as news that says nothing but an id (for a hook: an empty body older than all): the record is emitted as it is
-    now, so no old write is repeated.
+    now, so no old write is repeated. That of a platform event, which is kept nowhere and never changes, is sent itself.
     """
     if letter.stage == SUBSCRIBE:
         inbound = topics.parse_inbound(letter.redrive_to)
@@ -122,6 +122,9 @@ def again(letter: DeadLetter, flow: Flow, topics: Topics, run: str) -> Output | 
         return Output(topics.fetch(inbound.connection), id.encode(), orjson.dumps({"sobject": inbound.sobject, "id": id}), headers)
     if letter.stage == WRITE and letter.source is not None:
         source, id = in_topic_source(letter.source, flow)
+        if is_event(source):
+            writes = topics.writes(flow.routes[letter.route].to) if letter.route in flow.routes else ""
+            return Output(writes, letter.original_key, letter.original_value) if writes and letter.value is not None else None
         hook = isinstance(flow.connections.get(source), Webhook)
         kind, value = (Kind.HOOK, b"{}") if hook else (Kind.ROW, orjson.dumps({"Id": id}))
         envelope = Envelope(kind=kind, reason=Reason.REDRIVE, received=int(time.time() * 1000), run=run, route=letter.route)

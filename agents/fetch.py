@@ -211,7 +211,7 @@ class Fetch:
                     await asyncio.wait_for(batch.full.wait(), GATHER_SECONDS)
             if self._open.get(sobject) is batch:
                 del self._open[sobject]  # from here on nobody joins
-            durable = await self._positions.durable(self._connection, self._config.channels, sobject)
+            durable = await self._positions.durable(self._connection, self._config, sobject)
             answer = await self._rest.by_ids(sobject, self._fields[f"{self._connection}/{sobject}"], list(batch.ids), "fetch")
             return _Read(durable, {_id_of(row): row for row in answer.rows}, answer.second)
 

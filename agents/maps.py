@@ -16,7 +16,7 @@ from agents.rules.plan import Plan, make_plan
 from agents.rules.transforms import TRANSFORMS
 from agents.rules.ways import Way, key_fields
 from models.errors import SettingsError
-from models.flow import Flow, Route
+from models.flow import Flow, Route, is_event
 from streams.yaml_lines import Document, did_you_mean, read_yaml
 
 Place = tuple[str, ...]
@@ -78,7 +78,12 @@ class Maps:
             for source, way in route.ways.items():
                 self._ways[source] = (*self._ways.get(source, ()), way)
         self._plans = {
-            source: make_plan(source.partition("/")[2], (path for way in ways for path in sorted(way.fields)), hook="/" not in source)
+            source: make_plan(
+                source.partition("/")[2],
+                (path for way in ways for path in sorted(way.fields)),
+                hook="/" not in source,
+                event=is_event(source),
+            )
             for source, ways in self._ways.items()
         }
 

@@ -16,7 +16,7 @@ from agents.maps import Maps
 from agents.rules.emission import Step, forced, next_step
 from agents.rules.identity import Keys, move, owe, writes
 from agents.rules.merge import Lane, Merged, RecordState, merge
-from agents.rules.message import Message, from_event, from_hook, from_row
+from agents.rules.message import Message, from_event, from_hook, from_platform, from_row
 from agents.rules.plan import Plan
 from agents.rules.ways import Way
 from agents.rules.writes import encode_write
@@ -25,6 +25,7 @@ from models.change_event import ChangeEventError, parse
 from models.envelope import ALWAYS_EMITS, Envelope, EnvelopeError, Headers, Kind, Reason
 from models.errors import PermanentError, SettingsError
 from models.flow import Flow
+from models.platform_event import parse_platform_event
 from models.settings import Settings
 from models.write import Body, Op, Write
 from streams import metrics
@@ -105,7 +106,7 @@ class _Chunk:
         keys = {records_key(self.source, record_id): record_id for record_id in ids.values()}
         for (key, record_id), raw in zip(keys.items(), self.partition.store(RECORDS).get_many(list(keys)), strict=True):
             self.states[key] = RecordState.decode(raw, record_id)
-        if self.plan is not None and self.plan.hook:
+        if self.plan is not None and (self.plan.hook or self.plan.event):
             slots = list({seen_key(self.source, _delivery(record)) for record in records if _delivery(record)})
             for slot, raw in zip(slots, self.partition.store(SEEN).get_many(slots), strict=True):
                 self.seen[slot] = Seen.decode(raw)
@@ -113,8 +114,10 @@ class _Chunk:
     def _one(self, record: Record, plan: Plan) -> str:
         """One record: its outcome. Raises what makes it a dead letter, before anything of it is kept."""
         envelope, message = read(record, plan)
-        if plan.hook and envelope.run is None and envelope.route is None and self._repeated(record):
+        if (plan.hook or plan.event) and envelope.run is None and envelope.route is None and self._repeated(record):
             return "duplicate"
+        if plan.event:
+            return self._every(record, envelope, message)
         record_id = _text(record.key)
         key = records_key(self.source, record_id)
         state = self.states[key].fork()
@@ -145,6 +148,38 @@ class _Chunk:
             else:
                 self._ask(record_id, plan, None)
         return _outcome(merged, incomplete)
+
+    def _every(self, record: Record, envelope: Envelope, message: Message) -> str:
+        """A platform event: every one is emitted, none is merged or kept. Several under one target key: the one published last speaks."""
+        emitted = self.emitted.total()
+        for way in self.ways:
+            if envelope.route in (None, way.route):
+                self._guarded(record, partial(self._emit_event, way, message, envelope, _text(record.key)), way.route)
+        return "changed" if self.emitted.total() > emitted else "unchanged"
+
+    def _emit_event(self, way: Way, message: Message, envelope: Envelope, name: str) -> None:
+        if (shaped := way.shape(message.values, name)) is None:
+            return
+        write = Write(
+            op=Op.WRITE,
+            route=way.route,
+            object=way.object,
+            key=shaped[0],
+            source=f"{self.source}/{name if way.key is None else shaped[0]}",
+            order=way.order,
+            revision=message.committed or 1,
+            body=shaped[1],
+            on_delete=way.on_delete,
+            reason=envelope.reason.value,
+            run=envelope.run,
+            always=envelope.reason in ALWAYS_EMITS,
+            position=message.position,
+            committed=message.committed,
+            received=envelope.received,
+        )
+        topic = self.topics.writes(way.target, bulk=envelope.reason in FLOODS)
+        self.outputs.append(Output(topic, write.kafka_key, encode_write(write)))
+        self.emitted[way.route, way.target] += 1
 
     def _guarded(self, record: Record, rule: Callable[[], None], route: str | None = None) -> None:
         dead: list[Output] = []
@@ -235,7 +270,7 @@ def read(record: Record, plan: Plan) -> tuple[Envelope, Message]:
         found = orjson.loads(record.value)
     except orjson.JSONDecodeError as error:
         raise PermanentError(f"the value is not JSON ({error.msg} at character {error.pos}): see the original bytes") from None
-    if (envelope.kind is Kind.HOOK) != plan.hook:
+    if (envelope.kind is Kind.HOOK) != plan.hook or (envelope.kind is Kind.EVENT) != plan.event:
         raise PermanentError(
             f"a record of kind {envelope.kind} in the topic of {plan.sobject or 'a webhook'}: it was put there by somebody else"
         )
@@ -243,11 +278,20 @@ def read(record: Record, plan: Plan) -> tuple[Envelope, Message]:
         return envelope, from_row(found, envelope, plan)
     if envelope.kind is Kind.HOOK:
         return envelope, from_hook(found, envelope, plan, record.offset)
+    if envelope.kind is Kind.EVENT:
+        return envelope, _platform(found, plan)
     try:
         event = parse(found)
     except ChangeEventError as error:
         raise PermanentError(str(error)) from None
     return envelope, from_event(event, record_id, plan, envelope.epoch)
+
+
+def _platform(found: Any, plan: Plan) -> Message:
+    try:
+        return from_platform(parse_platform_event(found), plan)
+    except ChangeEventError as error:
+        raise PermanentError(str(error)) from None
 
 
 def _nowhere(record_id: str, sobject: str) -> None:

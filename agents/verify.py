@@ -70,7 +70,7 @@ class SourceCheck:
         config = flow.connections[connection]
         if not isinstance(config, Salesforce):
             raise PermanentError(f"{source} is no source of Salesforce")
-        self._settings, self._flow, self._plan, self._channels, self._connection = settings, flow, plan, config.channels, connection
+        self._settings, self._flow, self._plan, self._config, self._connection = settings, flow, plan, config, connection
         self._topics = Topics(settings.installation)
         self._rest = Rest(connection, config, Login(connection, config, flow.folder, vault=Vault.of(settings)))
         self._positions = Positions(settings)
@@ -168,7 +168,7 @@ class SourceCheck:
                 raise PermanentError(
                     f"{len(left):,} records of {found.source} differ: read all anew (`headrace snapshot {found.source}`), then verify"
                 )
-            durable = await patiently(lambda: self._positions.durable(self._connection, self._channels, self._sobject))
+            durable = await patiently(lambda: self._positions.durable(self._connection, self._config, self._sobject))
             answer = await patiently(partial(self._rest.by_ids, self._sobject, self._plan.select, left, PURPOSE))
             found.whole += len(answer.rows)
             self._read, self._rows = (durable, answer.second), {id18(str(row["Id"])): row for row in answer.rows}

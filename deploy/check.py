@@ -20,9 +20,9 @@ from agents.targets import find_target, known_types, make_target
 from deploy.check_org import Misfit, Org
 from deploy.context import read_settings
 from models.errors import HeadraceError, PausedError, SettingsError, TemporaryError
-from models.flow import Flow, Salesforce
+from models.flow import Flow, Salesforce, channel_sobject, is_event
 from models.settings import Settings
-from streams.flow_file import FlowFile, channel_sobject, explain, read_flow
+from streams.flow_file import FlowFile, explain, read_flow
 from streams.log import set_up_logging
 from streams.salesforce.auth import RETIRING, Login
 from streams.salesforce.rest import Rest
@@ -157,7 +157,7 @@ async def _check_org(found: FlowFile, name: str, connection: Salesforce, setting
     except (HeadraceError, TimeoutError) as error:
         _unreachable(found, ("connections", name), f"connection {name}", error)
         return []
-    shared = [channel for channel in connection.channels if channel_sobject(channel) is None]
+    shared = [one for one in found.flow.channels(name) if channel_sobject(one) is None and not is_event(one)]
     return [f"{name}: {channel} needs the user's right View All Data; the org tells only at subscription" for channel in shared]
 
 

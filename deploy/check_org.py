@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.errors import PausedError, PermanentError
+from models.flow import is_event
 from streams.yaml_lines import did_you_mean
 
 Described = Mapping[str, Any]
@@ -35,6 +36,14 @@ class Org:
         if found is None:
             remedy = f"check its API name, or give the user of {self._connection} Read on the object"
             return [Misfit(None, f"the org knows no sObject {sobject}, or hides it from the user", remedy)]
+        if is_event(sobject):
+            names = [*(str(field["name"]) for field in found.get("fields", ())), "EventUuid", "ReplayId"]
+            hint = "map the event's own fields, EventUuid or ReplayId"
+            return [
+                Misfit(path, f"the event {sobject} has no field {path}", did_you_mean(path, names, hint))
+                for path in paths
+                if path not in names
+            ]
         if not found.get("queryable", True):
             return [Misfit(None, f"{sobject} cannot be queried", "read another sObject: this one sends no rows")]
         return [misfit for path in paths if (misfit := await self._misfit(found, sobject, path)) is not None]

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from models.errors import SettingsError
-from models.flow import Flow, Salesforce
+from models.flow import Flow, Salesforce, is_event
 from models.settings import Settings
 from streams.flow_file import did_you_mean, load_flow
 
@@ -55,6 +55,8 @@ def choose_source(flow: Flow, source: str) -> str:
     known = [
         f"{name}/{sobject}" for name, part in flow.connections.items() if isinstance(part, Salesforce) for sobject in flow.sobjects(name)
     ]
+    if is_event(source) and source.partition("/")[2] in flow.read_from(source.partition("/")[0]):
+        raise SettingsError(f"{source} is a platform event: Salesforce keeps no records of it that could be read (replay a route instead)")
     if source not in known:
         raise SettingsError(f"no route reads {source!r} from Salesforce: {did_you_mean(source, known, 'add a route first')}")
     return source

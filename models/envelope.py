@@ -17,6 +17,7 @@ class Kind(StrEnum):
     CHANGE = "change"  # the CometD message {"data": {"schema", "payload", "event"}, "channel"}
     ROW = "row"  # a REST record {"attributes": {"type", "url"}, "Id", fields flat, relationships nested}
     HOOK = "hook"  # the body of a webhook
+    EVENT = "event"  # a platform event: the CometD message {"data": {"schema", "payload", "event": {"EventUuid", "replayId"}}, "channel"}
 
 
 class Reason(StrEnum):
@@ -55,7 +56,7 @@ class Envelope:
     index          place of this record within a merged event, or of this body within a delivery
     began          of a row: durable position of the channel when the read began (-1: no position existed yet)
     gone           of a row: epoch second at the source when the id was found not to exist (the value is then {"attributes","Id"} only)
-    delivery       delivery id of a hook
+    delivery       delivery id of a hook, id of a platform event
     run            run id of a snapshot, repair, replay or redrive
     route          limits the output to this route when the merge changes nothing
     """

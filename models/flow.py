@@ -3,6 +3,7 @@
 What a target's own options mean is known to its file in agents/targets; here they stay a mapping.
 """
 
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
@@ -11,6 +12,29 @@ from models.write import OnDelete
 
 NAME = r"^[A-Za-z][A-Za-z0-9_-]{0,40}$"
 """Connections, targets and routes: they become parts of topic names and metric labels."""
+
+
+ALL_CHANGES = "/data/ChangeEvents"
+ONE_OBJECT = re.compile(r"/data/(.+?)(__)?ChangeEvent")
+
+
+def is_event(sobject: str) -> bool:
+    """Whether it is a platform event: published and heard, never kept, so nothing of it can be read again."""
+    return sobject.endswith("__e")
+
+
+def channel_sobject(channel: str) -> str | None:
+    """The sObject of a channel that carries a single one; None for those that carry several."""
+    if not (found := ONE_OBJECT.fullmatch(channel)):
+        return None
+    return f"{found[1]}__c" if found[2] else found[1]
+
+
+def sobject_channel(sobject: str) -> str:
+    """The channel of one sObject: Contact → /data/ContactChangeEvent, Plan__c → /data/Plan__ChangeEvent, Paid__e → /event/Paid__e."""
+    if is_event(sobject):
+        return f"/event/{sobject}"
+    return f"/data/{sobject[:-1] if sobject.endswith('__c') else sobject}ChangeEvent"
 
 
 class Part(BaseModel):
@@ -44,15 +68,18 @@ class Auth(Part):
 
 
 class Salesforce(Part):
-    """A Salesforce org. `url` is its My Domain address, or login.salesforce.com, or test.salesforce.com for a sandbox org; `channels`
-    what is subscribed to; `version` may be written with its v.
+    """A Salesforce org. `url` is its My Domain address, or login.salesforce.com, or test.salesforce.com for a sandbox org; `version` may be
+    written with its v.
+
+    channels   of changes: a list, or by channel the sObjects that are read from it, where several channels carry several (empty: all
+               that the others do not). The channel of a platform event follows from the route that reads it
     """
 
     type: Literal["salesforce"]
     url: str = "https://login.salesforce.com"
     version: str = Field(default="67.0", pattern=r"^v?[0-9]{2,3}\.0$")
     auth: Auth
-    channels: tuple[str, ...] = ("/data/ChangeEvents",)
+    channels: dict[str, tuple[str, ...]] = Field(default={ALL_CHANGES: ()}, min_length=1)
     api_share: float = Field(default=0.8, gt=0, le=1, description="fraction of the org's API calls of a day that a process may use")
     silence: float = Field(default=300.0, gt=0, description="seconds without any reply of the server before the session is given up")
 
@@ -60,6 +87,19 @@ class Salesforce(Part):
     @classmethod
     def _bare(cls, version: str) -> str:
         return version.removeprefix("v")
+
+    @field_validator("channels", mode="before")
+    @classmethod
+    def _by_name(cls, channels: Any) -> Any:
+        return dict.fromkeys(channels, ()) if isinstance(channels, list) and all(isinstance(one, str) for one in channels) else channels
+
+    def channel_of(self, sobject: str) -> str:
+        """The channel that brings an sObject: its own, or one that names it, before one of all sObjects."""
+        if is_event(sobject):
+            return sobject_channel(sobject)
+        named = [channel for channel, carried in self.channels.items() if sobject in (channel_sobject(channel), *carried)]
+        several = [channel for channel, carried in self.channels.items() if not carried and channel_sobject(channel) is None]
+        return [*named, *several, *self.channels][0]
 
 
 class Webhook(Part):
@@ -119,10 +159,21 @@ class Flow(Part):
     routes: dict[str, Route]
     folder: str = "."
 
-    def sobjects(self, connection: str) -> tuple[str, ...]:
-        """sObjects that routes read from this connection, in order of first mention."""
+    def read_from(self, connection: str) -> tuple[str, ...]:
+        """sObjects and platform events that routes read from this connection, in order of first mention."""
         found = [s.split("/", 1)[1] for r in self.routes.values() for s in r.sources if s.startswith(f"{connection}/")]
         return tuple(dict.fromkeys(found))
+
+    def sobjects(self, connection: str) -> tuple[str, ...]:
+        """Those of them that keep records, which can be read again."""
+        return tuple(name for name in self.read_from(connection) if not is_event(name))
+
+    def channels(self, connection: str) -> tuple[str, ...]:
+        """Channels of a connection that bring what routes read; none for what is no Salesforce connection."""
+        config = self.connections.get(connection)
+        if not isinstance(config, Salesforce):
+            return ()
+        return tuple(dict.fromkeys(config.channel_of(name) for name in self.read_from(connection)))
 
     def routes_from(self, source: str) -> dict[str, Route]:
         """Routes that read this source."""

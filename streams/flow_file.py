@@ -5,13 +5,26 @@ on with the parts that are right. Nothing is connected to, nothing is logged.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from models.flow import NAME, Auth, Connection, Flow, Route, Salesforce, Target, Webhook
+from models.flow import (
+    ALL_CHANGES,
+    NAME,
+    Auth,
+    Connection,
+    Flow,
+    Route,
+    Salesforce,
+    Target,
+    Webhook,
+    channel_sobject,
+    is_event,
+    sobject_channel,
+)
 from streams.yaml_lines import Document, Path_, read_yaml
 from streams.yaml_lines import FlowError as FlowError
 from streams.yaml_lines import Mistake as Mistake
@@ -32,7 +45,6 @@ NEEDED = {
 """By login flow, beside client_id. web_server needs nothing more: `headrace login` brings its refresh token."""
 OLD_VERSION = re.compile(r"v?([0-9]{2})\.0")
 RETIRED_VERSION = 30
-ALL_CHANGES = "/data/ChangeEvents"
 CHANNEL = re.compile(r"/data/[A-Za-z][A-Za-z0-9_]*")
 WORDS = {"string": "text", "int": "a whole number", "float": "a number", "bool": "true or false", "tuple": "a list: [a, b]"}
 
@@ -233,9 +245,10 @@ def _route(document: Document, name: str, value: Any, sections: Mapping[str, Map
     for index, source in enumerate(sources):
         if isinstance(source, str):
             _check_source(document, (*path, "from", index), source, kinds, sources.index(source) < index)
-            if raw.get("fetch") == "query" and kinds.get(source) == "webhook":
+            if raw.get("fetch") == "query" and (kinds.get(source) == "webhook" or is_event(source)):
+                what = "a platform event, which is never kept" if is_event(source) else "a webhook"
                 remedy = "use fetch: event, or leave it out"
-                document.wrong((*path, "fetch"), f"{_named(path)}: fetch: query reads from Salesforce, {source} is a webhook", remedy)
+                document.wrong((*path, "fetch"), f"{_named(path)}: fetch: query reads records from Salesforce, {source} is {what}", remedy)
     return route
 
 
@@ -268,42 +281,55 @@ def _check_overlaps(document: Document, routes: Mapping[str, Route]) -> None:
 
 def _check_channels(document: Document, connections: Mapping[str, Any], routes: Mapping[str, Route]) -> None:
     for name, raw in connections.items():
-        channels = raw.get("channels") if isinstance(raw, dict) and raw.get("type") == "salesforce" else None
-        if not isinstance(channels, list) or not all(isinstance(channel, str) for channel in channels):
+        given = raw.get("channels") if isinstance(raw, dict) and raw.get("type") == "salesforce" else None
+        if not isinstance(given, list | dict) or not all(isinstance(channel, str) for channel in given):
             continue
         place = ("connections", name, "channels")
-        for index, channel in enumerate(channels):
-            if not CHANNEL.fullmatch(channel):
+        carried: dict[str, list[str]] = {}
+        for index, channel in enumerate(given):
+            at = (*place, index if isinstance(given, list) else channel)
+            told = given[channel] if isinstance(given, dict) else None
+            if channel.startswith("/event/"):
+                document.wrong(at, f"{channel} is no channel of changes", "remove it: a route that reads a platform event is enough")
+            elif not CHANNEL.fullmatch(channel):
                 remedy = f"use {ALL_CHANGES}, /data/<sObject>ChangeEvent or /data/<name>__chn"
-                document.wrong((*place, index), f"{channel!r} is no channel of changes", remedy)
-            elif channel in channels[:index]:
-                document.wrong((*place, index), f"channel {channel} is subscribed twice", "remove one")
-            elif (sobject := channel_sobject(channel)) and ALL_CHANGES in channels:
-                message = f"{sobject} would be subscribed on two channels, {ALL_CHANGES} and {channel}"
-                document.wrong((*place, index), message, f"remove {channel}: the other carries every selected sObject")
-        carried = [channel_sobject(channel) for channel in channels]
-        if carried and all(carried):
-            _check_carried(document, name, carried, routes)
+                document.wrong(at, f"{channel!r} is no channel of changes", remedy)
+            elif channel in carried:
+                document.wrong(at, f"channel {channel} is subscribed twice", "remove one")
+            else:
+                names = [one for one in told if isinstance(one, str)] if isinstance(told, list) else []
+                carried[channel] = [sobject] if (sobject := channel_sobject(channel)) else names
+                _check_twice(document, at, channel, carried)
+        if carried and all(carried.values()):
+            _check_carried(document, name, [sobject for names in carried.values() for sobject in names], routes)
 
 
-def _check_carried(document: Document, name: str, carried: list[str | None], routes: Mapping[str, Route]) -> None:
+def _check_twice(document: Document, at: Path_, channel: str, carried: Mapping[str, Sequence[str]]) -> None:
+    """An sObject on two channels would have two positions, and its changes no order."""
+    for other, theirs in carried.items():
+        if other == channel:
+            continue
+        open_ = next((one for one in (channel, other) if not carried[one]), None)
+        twice = [sobject for sobject in carried[channel] if sobject in theirs]
+        if twice:
+            message = f"{twice[0]} would be subscribed on two channels, {other} and {channel}"
+            document.wrong(at, message, f"take it out of one: {channel}: [the others]")
+        elif ALL_CHANGES in (channel, other) and (mine := carried[channel] or theirs):
+            one = channel if other == ALL_CHANGES else other
+            message = f"{mine[0]} would be subscribed on two channels, {ALL_CHANGES} and {one}"
+            document.wrong(at, message, f"remove {one}: the other carries every selected sObject")
+        elif open_ and not carried[channel] and not theirs:
+            remedy = f"say what is read from each: channels: {{{other}: [Account], {channel}: [Contact]}}"
+            document.wrong(at, f"{other} and {channel} both carry several sObjects: some would be subscribed on two channels", remedy)
+        else:
+            continue
+        return
+
+
+def _check_carried(document: Document, name: str, carried: Sequence[str], routes: Mapping[str, Route]) -> None:
     for route_name, route in routes.items():
         for index, source in enumerate(route.sources):
             owner, _, sobject = source.partition("/")
-            if owner == name and sobject and sobject not in carried:
+            if owner == name and sobject and not is_event(sobject) and sobject not in carried:
                 message = f"route {route_name}: no channel of {name} carries {sobject}"
                 document.wrong(("routes", route_name, "from", index), message, f"add {sobject_channel(sobject)} to its channels")
-
-
-def channel_sobject(channel: str) -> str | None:
-    """The sObject of a channel that carries a single one; None for those that carry several."""
-    name = channel.removeprefix("/data/")
-    if name == "ChangeEvents" or not name.endswith("ChangeEvent"):
-        return None
-    single = name.removesuffix("ChangeEvent")
-    return f"{single}c" if single.endswith("__") else single
-
-
-def sobject_channel(sobject: str) -> str:
-    """The channel of one sObject: Contact → /data/ContactChangeEvent, Plan__c → /data/Plan__ChangeEvent."""
-    return f"/data/{sobject[:-1] if sobject.endswith('__c') else sobject}ChangeEvent"

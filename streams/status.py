@@ -245,8 +245,8 @@ def _hops(topics: Topics, flow: Flow, samples: Samples, lags: Mapping[str, Lag])
 
 def _channels(flow: Flow, samples: Samples, stored: Mapping[str, tuple[int, int | None, int | None, float | None]]) -> list[Channel]:
     found = []
-    for name, connection in flow.connections.items():
-        for channel in connection.channels if isinstance(connection, Salesforce) else ():
+    for name in flow.connections:
+        for channel in flow.channels(name):
             up = samples.get("headrace_subscription_up", {}).get((("channel", channel), ("connection", name)))
             epoch, position, second, loss = stored.get(position_key(name, channel), (None, None, None, None))
             found.append(Channel(name, channel, epoch, position, second, loss, None if up is None else up > 0))

@@ -14,6 +14,7 @@ from agents.rules.versions import EVENT, ROW, Version
 from models.change_event import Change, ChangeEvent
 from models.envelope import Envelope, Reason
 from models.errors import PermanentError
+from models.platform_event import PlatformEvent
 
 _MISSING = object()
 
@@ -121,6 +122,12 @@ def from_hook(body: Any, envelope: Envelope, plan: Plan, offset: int) -> Message
     values = {path: value for path, steps in plan.dotted if (value := walk(body, steps)) is not _MISSING}
     version = (EVENT, 0, position, envelope.received // 1000)
     return Message(version, values, whole=True, committed=envelope.received)
+
+
+def from_platform(event: PlatformEvent, plan: Plan) -> Message:
+    """A platform event's fields. It speaks for nothing but itself."""
+    values = {path: tidy(value) for path, steps in plan.dotted if (value := walk(event.values, steps)) is not _MISSING}
+    return Message(None, values, whole=True, position=event.position, committed=event.committed)
 
 
 def walk(found: Any, steps: tuple[str, ...]) -> Any:

@@ -22,6 +22,7 @@ class Plan:
     through    by relationship key ("OwnerId") the paths that go through it
     named      `Name` is derived from its parts in events
     hook       records are bodies of webhooks: `dotted` are all paths, replaced whole
+    event      records are platform events: `dotted` are all paths, each event stands for itself and nothing is merged
     """
 
     sobject: str
@@ -32,13 +33,15 @@ class Plan:
     through: dict[str, tuple[str, ...]]
     named: bool
     hook: bool = False
+    event: bool = False
 
 
-def make_plan(sobject: str, paths: Iterable[str], *, hook: bool = False) -> Plan:
+def make_plan(sobject: str, paths: Iterable[str], *, hook: bool = False, event: bool = False) -> Plan:
     """Plan for the paths that all routes of a source read. Id and IsDeleted are known without being merged."""
     wanted = dict.fromkeys(paths)
-    if hook:
-        return Plan(sobject, frozenset(), (), frozenset(), tuple((path, tuple(path.split("."))) for path in wanted), {}, False, True)
+    if hook or event:
+        all_paths = tuple((path, tuple(path.split("."))) for path in wanted)
+        return Plan(sobject, frozenset(), (), frozenset(), all_paths, {}, False, hook, event)
     through: dict[str, tuple[str, ...]] = {}
     for path in wanted:
         if key := relationship_key(path):

@@ -16,6 +16,8 @@ import orjson
 from models.change_event import ChangeEvent, ChangeEventError, next_epoch, parse
 from models.dead_letter import dead_letter
 from models.envelope import Envelope, Headers, Kind, Reason
+from models.platform_event import CHANNEL as PLATFORM
+from models.platform_event import PlatformEvent, parse_platform_event
 from models.scrub import scrub
 from streams.engine.stage import Output
 from streams.publish import MAX_RECORD
@@ -97,6 +99,7 @@ class Intake:
 
     def __init__(self, connection: str, channel: str, topics: Topics, routed: Collection[str], position: Position) -> None:
         self.connection, self.channel, self._topics, self._routed = connection, channel, topics, frozenset(routed)
+        self._platform = channel.startswith(PLATFORM)
         self.position = position
         self.not_before: int | None = None
         self._siblings: set[tuple[str, ...]] = set()
@@ -110,6 +113,9 @@ class Intake:
         return plan
 
     def _one(self, plan: Plan, message: Any) -> None:
+        if self._platform:
+            self._platform_event(plan, message)
+            return
         try:
             event = parse(message)
             if event.position < 0:
@@ -131,7 +137,37 @@ class Intake:
             value = raw if len(event.ids) <= SHARED_IDS else dump(_narrowed(message, name))
             self._record(plan, event, index, name, value)
 
-    def _dropped(self, plan: Plan, event: ChangeEvent) -> bool:
+    def _platform_event(self, plan: Plan, message: Any) -> None:
+        """Each is a record of its own. One too large for Kafka is a dead letter: nothing can be read again."""
+        try:
+            event = parse_platform_event(message)
+        except ChangeEventError as error:
+            self._undecodable(plan, message, error)
+            return
+        if self._dropped(plan, event):
+            return
+        plan.last_millis = max(plan.last_millis, event.committed)
+        sobject, value = self.channel.removeprefix(PLATFORM), dump(message)
+        name = event.uuid or f"{self.position.epoch}-{event.position}"
+        headers = Envelope(
+            kind=Kind.EVENT,
+            reason=Reason.LIVE,
+            received=self._now,
+            channel=self.channel,
+            epoch=self.position.epoch,
+            position=event.position,
+            delivery=name,
+        ).headers()
+        topic = self._topics.inbound(f"{self.connection}/{sobject}")
+        if len(value) + 2_000 > MAX_RECORD:
+            reason = f"the platform event is too large for Kafka ({len(value):,} bytes): publish less in one event"
+            letter_id = f"{self.connection}{self.channel}@{self.position.epoch}/{event.position}"
+            self._letter(plan, letter_id, "TooLarge", reason, event.position, name.encode(), value, headers, topic)
+        else:
+            plan.outputs.append(Output(topic, name.encode(), value, headers))
+            plan.received[sobject] += 1
+
+    def _dropped(self, plan: Plan, event: ChangeEvent | PlatformEvent) -> bool:
         """Whether the event is a repeat, or older than the first start; else the position moves to it."""
         at = self.position
         if at.position is None and self.not_before is not None and event.second < self.not_before:

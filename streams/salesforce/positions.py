@@ -5,9 +5,7 @@ durable: its events are in Kafka. Positions are Salesforce's replay ids, never c
 """
 
 import asyncio
-import re
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -18,6 +16,7 @@ from aiokafka.errors import KafkaError
 
 from models.change_event import FIRST_EPOCH, Place
 from models.errors import FatalError, TemporaryError
+from models.flow import Salesforce
 from models.settings import Settings
 from streams.engine.stage import Output
 from streams.publish import close_consumer, partition_of, read_all, read_committed_consumer
@@ -26,7 +25,6 @@ from streams.topics import Topics
 log = structlog.get_logger()
 
 Start = Literal["new", "retained"]
-ONE_OBJECT = re.compile(r"/data/(.+?)(__)?ChangeEvent")
 PATIENCE = 20.0
 
 
@@ -111,20 +109,6 @@ def position_key(connection: str, channel: str) -> str:
     return f"{connection}|{channel}"
 
 
-def sobject_of(channel: str) -> str | None:
-    """The one sObject of a channel; None where it carries several."""
-    if not (found := ONE_OBJECT.fullmatch(channel)):
-        return None
-    return f"{found[1]}__c" if found[2] else found[1]
-
-
-def channel_of(channels: Sequence[str], sobject: str) -> str:
-    """The channel that carries an sObject: its own, else the first that carries several."""
-    own = [c for c in channels if sobject_of(c) == sobject]
-    several = [c for c in channels if sobject_of(c) is None]
-    return (own + several + list(channels))[0]
-
-
 def output(topics: Topics, connection: str, channel: str, position: Position) -> Output:
     """The record that stores a position."""
     return Output(topics.positions, position_key(connection, channel).encode(), position.value())
@@ -157,9 +141,9 @@ class Positions:
         self._consumer: AIOKafkaConsumer | None = None
         self._lock = asyncio.Lock()
 
-    async def durable(self, connection: str, channels: Sequence[str], sobject: str) -> Durable:
+    async def durable(self, connection: str, config: Salesforce, sobject: str) -> Durable:
         """The position committed when this was called: read it before the row. Raises TemporaryError when Kafka is away."""
-        channel = channel_of(channels, sobject)
+        channel = config.channel_of(sobject)
         key = position_key(connection, channel)
         await self._catch_up(partition_of(key.encode(), self._settings.partitions))
         found = self._found.get(key)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import structlog
 
 from models.errors import PermanentError
-from models.flow import Flow
+from models.flow import Flow, Salesforce
 from models.settings import Settings
 from streams import metrics
 from streams.engine.stage import Output
@@ -38,12 +38,12 @@ class Repairs:
         settings: Settings,
         flow: Flow,
         name: str,
-        channels: Sequence[str],
+        config: Salesforce,
         sources: Sequence[str],
         fields: Mapping[str, Sequence[str]],
         rest: Rest,
     ) -> None:
-        self._settings, self._flow, self._channels, self._sources = settings, flow, channels, tuple(sources)
+        self._settings, self._flow, self._config, self._sources = settings, flow, config, tuple(sources)
         self._fields, self._rest = fields, rest
         self._topics = Topics(settings.installation)
         self._publisher = TransactionalPublisher(settings, f"{settings.installation}.repair.{name}")
@@ -87,7 +87,7 @@ class Repairs:
                 count += len(incident.ids)
         connection, _, sobject = source.partition("/")
         ids, before = list(dict.fromkeys(id for incident in some for id in incident.ids)), self._rest.calls[PURPOSE]
-        durable = await retried(lambda: self._positions.durable(connection, self._channels, sobject), PURPOSE)
+        durable = await retried(lambda: self._positions.durable(connection, self._config, sobject), PURPOSE)
         try:
             answer = await retried(lambda: self._rest.by_ids(sobject, self._fields[source], ids, PURPOSE), PURPOSE)
         except PermanentError as error:

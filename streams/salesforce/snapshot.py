@@ -19,7 +19,7 @@ import structlog
 
 from models.envelope import Reason
 from models.errors import FatalError, PermanentError, SettingsError, TemporaryError
-from models.flow import Flow, Salesforce
+from models.flow import Flow, Salesforce, is_event
 from models.settings import Settings
 from streams import metrics
 from streams.engine.stage import Output
@@ -116,6 +116,8 @@ async def run_snapshot(
     connection, _, sobject = source.partition("/")
     config = flow.connections.get(connection)
     if not isinstance(config, Salesforce) or sobject not in flow.sobjects(connection):
+        if is_event(sobject):
+            raise SettingsError(f"{source} is a platform event: Salesforce keeps no records of it that could be read")
         raise SettingsError(
             f"no route reads {source}: a snapshot needs a source of the form connection/sObject that a route names in `from:`"
         )
@@ -125,7 +127,7 @@ async def run_snapshot(
     begin = Run(run=run_id or "", source=source)
     if repair_since is not None:
         begin = replace(begin, by="repair", since=repair_since)
-    work = _Work(settings, topics, own, config.channels, positions, begin, fields, progress)
+    work = _Work(settings, topics, own, config, positions, begin, fields, progress)
     waiting = asyncio.create_task((stop or asyncio.Event()).wait())
     task = asyncio.create_task(work.run(print_of))
     try:
@@ -151,13 +153,13 @@ class _Work:
         settings: Settings,
         topics: Topics,
         rest: Rest,
-        channels: Sequence[str],
+        config: Salesforce,
         positions: Positions,
         begin: Run,
         fields: Sequence[str],
         progress: Progress | None,
     ) -> None:
-        self._settings, self._topics, self._rest, self._channels, self._positions = settings, topics, rest, channels, positions
+        self._settings, self._topics, self._rest, self._config, self._positions = settings, topics, rest, config, positions
         self._connection, _, self._sobject = begin.source.partition("/")
         self._fields, self._progress = tuple(fields), progress
         self._reason = Reason.REPAIR if begin.by == "repair" else Reason.SNAPSHOT
@@ -210,7 +212,7 @@ class _Work:
         log.info("snapshot done", run=self.at.run, source=self.at.source, rows=self.at.rows)
 
     async def _read(self) -> tuple[Durable, Answer]:
-        durable = await self._positions.durable(self._connection, self._channels, self._sobject)
+        durable = await self._positions.durable(self._connection, self._config, self._sobject)
         last, since, deleted = self.at.last, self.at.since, self.at.by == "repair"
         answer = await self._rest.page(self._sobject, self._fields, last, self._reason.value, deleted=deleted, since=since, limit=PAGE)
         if not all(isinstance(row.get("Id"), str) for row in answer.rows):

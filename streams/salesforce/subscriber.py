@@ -17,6 +17,7 @@ import structlog
 from models.change_event import FIRST_EPOCH
 from models.errors import PausedError, PermanentError, SettingsError, TemporaryError
 from models.flow import Flow, Salesforce
+from models.platform_event import CHANNEL as PLATFORM
 from models.scrub import scrub
 from models.settings import Settings
 from streams import metrics
@@ -29,7 +30,7 @@ from streams.salesforce.incidents import Cause, Incident
 from streams.salesforce.leader import Leadership
 from streams.salesforce.messages import BUFFER_SECONDS, Intake, Plan, parts
 from streams.salesforce.oauth import Token
-from streams.salesforce.positions import Position, Start, channel_of, output, position_key, read_positions
+from streams.salesforce.positions import Position, Start, output, position_key, read_positions
 from streams.salesforce.repair import Repairs
 from streams.salesforce.rest import Rest
 from streams.salesforce.retry import Backoff, retried
@@ -99,8 +100,11 @@ async def run_subscriber(
         raise SettingsError(f"{connection} is no Salesforce connection of the flow; there are: {', '.join(known) or 'none'}")
     login = Login(connection, config, flow.folder, vault=Vault.of(settings))
     rest = Rest(connection, config, login)
+    channels = flow.channels(connection)
+    if not channels:
+        raise SettingsError(f"no route reads from {connection}: name one of its sObjects in a route's `from:`")
     stored = await retried(lambda: read_positions(settings), "positions")
-    fresh = [c for c in config.channels if position_key(connection, c) not in stored]
+    fresh = [c for c in channels if position_key(connection, c) not in stored]
     if fresh and start_from is None:
         raise SettingsError(
             f"no position is stored for {connection} {', '.join(fresh)}: say `--from new` (what happens from now on) "
@@ -108,7 +112,7 @@ async def run_subscriber(
         )
     backoff = Backoff(pause=pause_seconds)
     context = Context(settings, flow, connection, config, fields, login, rest, start_from, snapshot, backoff, health)
-    tasks = {asyncio.create_task(_Channel(context, channel).run(), name=channel) for channel in config.channels}
+    tasks = {asyncio.create_task(_Channel(context, channel).run(), name=channel) for channel in channels}
     tasks.add(asyncio.create_task(rest.watch_limits()))
     waiting = asyncio.create_task(stop.wait())
     try:
@@ -129,7 +133,7 @@ class _Channel:
         self._key = position_key(context.connection, channel)
         self._topics = Topics(context.settings.installation)
         self._labels = (context.connection, channel)
-        self._sobjects = [s for s in context.flow.sobjects(context.connection) if channel_of(context.config.channels, s) == channel]
+        self._sobjects = [s for s in context.flow.sobjects(context.connection) if context.config.channel_of(s) == channel]
         name = f"{context.connection}.{channel.strip('/').replace('/', '.')}"
         self._leadership = Leadership(context.settings, name, self._key)
         self._name = name
@@ -306,6 +310,10 @@ class _Channel:
         incidents = [
             Incident(f"{where}/{source}/{cause}", source, cause, scrub(reason, 200), since=since, opened=now) for source in self._sources
         ]
+        if self._channel.startswith(PLATFORM):
+            source = f"{self._c.connection}/{self._channel.removeprefix(PLATFORM)}"
+            lost = Incident(f"{where}/{source}/{cause}", source, cause, scrub(reason, 200), since=since, opened=now)
+            incidents.append(lost.ended("failed", "Salesforce keeps no records of a platform event: ask its publisher for what was missed"))
         await self._send([*(i.output(self._topics) for i in incidents), output(self._topics, *self._labels, position)])
         intake.position = position
         metrics.RESUBSCRIBED.labels(*self._labels, "refused").inc()
@@ -323,7 +331,7 @@ class _Channel:
     async def _make_up(self) -> None:
         """What is done beside the subscription, as long as this process leads: repairs, and after the first of them the first snapshots."""
         c = self._c
-        self._repairs = Repairs(c.settings, c.flow, self._name, c.config.channels, self._sources, c.fields, c.rest)
+        self._repairs = Repairs(c.settings, c.flow, self._name, c.config, self._sources, c.fields, c.rest)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._repairs.run())

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from models.flow import Salesforce
-from streams.flow_file import FlowError, channel_sobject, load_flow, read_flow, sobject_channel
+from models.flow import Salesforce, channel_sobject, sobject_channel
+from streams.flow_file import FlowError, load_flow, read_flow
 from streams.yaml_lines import MAX_BYTES, Hidden
 
 GOOD = """\
@@ -150,6 +150,14 @@ def test_variables_in_comments_are_not_asked_for(tmp_path: Path) -> None:
         (ORG, f"{ORG}, channels: [/data/ChangeEvents, {ONE}]", 2, "subscribed on two channels", "remove"),
         (ORG, f"{ORG}, channels: [{ONE}, {ONE}]", 2, "subscribed twice", "remove"),
         ("type: salesforce", "type: salesforce, channels: [/topic/Contact]", 2, "no channel of changes", "/data/ChangeEvents"),
+        (ORG, f"{ORG}, channels: [/data/A__chn, /data/B__chn]", 2, "both carry several sObjects", "say what is read from each"),
+        (ORG, f"{ORG}, channels: {{/data/A__chn: [Contact], /data/B__chn: [Lead, Contact]}}", 2, "Contact would be subscribed", "take"),
+        (ORG, f"{ORG}, channels: {{/data/A__chn: [Contact], {ONE}: }}", 2, "Contact would be subscribed on two", "take it out"),
+        (ORG, f"{ORG}, channels: {{/data/A__chn: [Lead]}}", 9, "no channel of acme carries Contact", ONE),
+        (ORG, f"{ORG}, channels: [/event/Paid__e]", 2, "no channel of changes", "remove it: a route"),
+        (ORG, f"{ORG}, channels: 5", 2, "channels must be", "write"),
+        (ORG, f"{ORG}, channels: []", 2, "channels", ""),
+        ("from: acme/Contact", "from: acme/Paid__e, fetch: query", 9, "a platform event, which is never kept", "fetch: event"),
         (ORG, f"{ORG}, channels: [/data/Plan__ChangeEvent]", 9, "no channel of acme carries Contact", ONE),
         ('secrets: ["${FORMS_SECRET}"]', "secrets: []", 5, "secrets is empty", "at least one"),
         ("schema: crm", "schema: ${no-name}", 7, "no name of a variable", "${NAME}"),

@@ -13,12 +13,12 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from pydantic import SecretStr
 
 from models.errors import FatalError, PausedError, PermanentError, SettingsError, TemporaryError
-from models.flow import Salesforce
+from models.flow import Salesforce, channel_sobject
 from streams.salesforce.auth import BURST, Login
 from streams.salesforce.cometd import PositionRefusedError, SessionLostError, verdict
 from streams.salesforce.limits import LimitReachedError
 from streams.salesforce.oauth import Token, parse_token, refusal, second_of, skew_of
-from streams.salesforce.positions import Position, channel_of, sobject_of
+from streams.salesforce.positions import Position
 from streams.salesforce.rest import ID, check_id, check_name, classify, join, split_fields
 from streams.salesforce.retry import Backoff
 
@@ -239,10 +239,15 @@ def test_a_damaged_position_stops_for_a_person(raw: bytes) -> None:
         Position.parse("acme|/data/ChangeEvents", raw)
 
 
-def test_the_channel_of_an_object_is_its_own_before_one_of_several() -> None:
-    channels = ["/data/ChangeEvents", "/data/ContactChangeEvent", "/data/Foo__ChangeEvent"]
-    assert [channel_of(channels, s) for s in ("Contact", "Foo__c", "Lead")] == [channels[1], channels[2], channels[0]]
-    assert [sobject_of(c) for c in (*channels, "/data/Sales__chn")] == [None, "Contact", "Foo__c", None]
+def test_the_channel_of_an_object_is_its_own_or_one_that_names_it_before_one_of_several() -> None:
+    own = ["/data/ChangeEvents", "/data/ContactChangeEvent", "/data/Foo__ChangeEvent"]
+    named = {"/data/Sales__chn": ["Lead"], "/data/Rest__chn": []}
+    auth = {"flow": "client_credentials", "client_id": "x"}
+    found = Salesforce.model_validate({"type": "salesforce", "auth": auth, "channels": own})
+    assert [found.channel_of(s) for s in ("Contact", "Foo__c", "Lead", "Paid__e")] == [own[1], own[2], own[0], "/event/Paid__e"]
+    found = Salesforce.model_validate({"type": "salesforce", "auth": auth, "channels": named})
+    assert [found.channel_of(s) for s in ("Lead", "Contact")] == ["/data/Sales__chn", "/data/Rest__chn"]
+    assert [channel_sobject(c) for c in (*own, "/data/Sales__chn", "/event/Paid__e")] == [None, "Contact", "Foo__c", None, None]
 
 
 @pytest.mark.parametrize(
