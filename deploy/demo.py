@@ -116,7 +116,8 @@ def settle(rig: Rig, database: psycopg.Connection, seconds: float = SETTLE_SECON
 
 def compare_now(rig: Rig, database: psycopg.Connection) -> Verdict:
     """Compare both ends once, as they are."""
-    return compare(lambda path: rig.ask("GET", path), lambda path: rig.ask("GET", path, target="iterable"), database)
+    cases = "acme/Case" in rig.flow.read_text()
+    return compare(lambda path: rig.ask("GET", path), lambda path: rig.ask("GET", path, target="iterable"), database, cases=cases)
 
 
 def report(verdict: Verdict, latency: Latency, first_row: float | None, as_json: bool, console: Console) -> int:

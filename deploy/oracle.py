@@ -43,20 +43,21 @@ class Verdict:
             self.differences.append(text)
 
 
-def compare(salesforce: Ask, iterable: Ask, database: psycopg.Connection, schema: str = "crm") -> Verdict:
-    """The whole demo flow: four objects into PostgreSQL, two into Iterable."""
+def compare(salesforce: Ask, iterable: Ask, database: psycopg.Connection, schema: str = "crm", *, cases: bool = False) -> Verdict:
+    """The whole demo flow: four objects into PostgreSQL, two into Iterable; `cases`: one more route, acme/Case with its built-in map."""
     verdict = Verdict()
-    records = {
-        name: salesforce(f"/sandbox/records?type={name}")["records"] for name in ("Account", "Contact", "Lead", "Opportunity", "User")
-    }
-    tables: dict[str, dict[str, Row]] = {"person": {}, "account": {}, "opportunity": {}}
-    kept_out: dict[str, set[str]] = {name: set() for name in tables}
-    for name, table, make in (
+    ways: list[tuple[str, str, Callable[[Row], Row | None]]] = [
         ("Contact", "person", _person),
         ("Lead", "person", _person),
         ("Account", "account", _account),
         ("Opportunity", "opportunity", _opportunity),
-    ):
+    ]
+    if cases:
+        ways.append(("Case", "case", _case))
+    records = {name: salesforce(f"/sandbox/records?type={name}")["records"] for name in (*(way[0] for way in ways), "User")}
+    tables: dict[str, dict[str, Row]] = {table: {} for _, table, _ in ways}
+    kept_out: dict[str, set[str]] = {name: set() for name in tables}
+    for name, table, make in ways:
         for record in records[name]:
             if record["IsDeleted"]:
                 continue
@@ -164,6 +165,18 @@ def _opportunity(record: Row) -> Row | None:
         "closeDate": record.get("CloseDate"),
         "accountExternalId": record["AccountId"],
         "amount": record.get("Amount"),
+    }
+
+
+def _case(record: Row) -> Row | None:
+    return {
+        "externalId": record["Id"],
+        "number": _text(record.get("CaseNumber")),
+        "subject": _text(record.get("Subject")),
+        "status": _text(record.get("Status")),
+        "priority": _text(record.get("Priority")),
+        "accountExternalId": record.get("AccountId"),
+        "personExternalId": record.get("ContactId"),
     }
 
 

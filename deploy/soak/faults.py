@@ -21,9 +21,9 @@ import psutil
 from deploy.local.process import LocalServiceError
 from deploy.rig import Rig, as_line
 from deploy.sandbox.client import SandboxError
-from deploy.soak.schedule import Planned
+from deploy.soak.crew import Crew, narrow
+from deploy.soak.schedule import WORKERS, Planned
 
-STOP_SECONDS = 25.0
 FORCED = {"refuse-resubscribe": "unknown-client", "invalid-replay": "unknown-client", "handshake-denied": "unknown-client"}
 """A fault that waits for something Headrace does now and then, and what makes Headrace do it now."""
 UNTIL_CLEARED = {("salesforce", "revoke"), ("salesforce", "silent"), ("iterable", "revoke"), ("iterable", "down")}
@@ -49,16 +49,14 @@ class Faults:
     stop    ends the waiting: what is broken is mended at once
     """
 
-    def __init__(self, rig: Rig, stop: threading.Event) -> None:
-        self._rig, self._stop = rig, stop
+    def __init__(self, rig: Rig, crew: Crew, stop: threading.Event) -> None:
+        self._rig, self._crew, self._stop = rig, crew, stop
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._taking = threading.Lock()
 
     def do(self, planned: Planned) -> Struck:
         """Break it, wait, mend it."""
-        with self._taking:
-            lock = self._locks[planned.target]
-        with lock:
+        with self._lock(planned.target):
             begun = time.time()
             if self._stop.is_set():
                 return Struck(planned, begun, begun, "left out: the run was stopped")
@@ -67,6 +65,10 @@ class Faults:
             except (LocalServiceError, SandboxError, psutil.Error, OSError) as error:
                 outcome = f"{type(error).__name__}: {as_line(error)}"
             return Struck(planned, begun, time.time(), outcome)
+
+    def _lock(self, target: str) -> threading.Lock:
+        with self._taking:
+            return self._locks[target]
 
     def _of(self, planned: Planned) -> Callable[[Planned], str | None]:
         if planned.target in ("salesforce", "iterable"):
@@ -81,6 +83,9 @@ class Faults:
             "state-lost": self._crash,
             "state-damaged": self._crash,
             "add": self._add,
+            "clock": self._clock,
+            "roll": self._roll,
+            "oversize": self._oversize,
             "poison": self._poison,
             "snapshot": self._snapshot,
         }
@@ -100,12 +105,12 @@ class Faults:
         elif planned.name == "state-damaged":
             damage(folder, planned)
         self._stop.wait(planned.seconds)
-        self._start(planned.target)
+        self._crew.start(planned.target)
 
     def _terminate(self, planned: Planned) -> None:
-        self._rig.processes[planned.target].stop(STOP_SECONDS)
+        self._crew.stop(planned.target)
         self._stop.wait(planned.seconds)
-        self._start(planned.target)
+        self._crew.start(planned.target)
 
     def _suspend(self, planned: Planned) -> str | None:
         pid = self._rig.processes[planned.target].pid
@@ -119,12 +124,25 @@ class Faults:
         return None if children else "nobody to suspend: it was being started again"
 
     def _add(self, planned: Planned) -> None:
-        self._start(planned.target)
+        self._crew.start(planned.target)
         self._stop.wait(planned.seconds)
-        self._rig.processes[planned.target].stop(STOP_SECONDS)
+        self._crew.stop(planned.target)
 
-    def _start(self, name: str) -> None:
-        self._rig.run(name.partition("-")[0], name=name)
+    def _clock(self, planned: Planned) -> None:
+        """So many days off, and right again. (Whole days: everything that has an age is then too old, or of tomorrow.)"""
+        self._crew.step(planned.target, 86_400.0 * float(planned.variant))
+        self._stop.wait(planned.seconds)
+        self._crew.step(planned.target, 0.0)
+
+    def _roll(self, planned: Planned) -> None:
+        """One worker after the other to a flow with one sObject less, and after a while back. Other faults may strike in between."""
+        flow = self._rig.flow
+        for number, chosen in enumerate((narrow(flow), flow)):
+            if number:
+                self._stop.wait(planned.seconds)
+            for name in WORKERS:
+                with self._lock(name):
+                    self._crew.change_flow(name, chosen)
 
     # servers
 
@@ -161,6 +179,14 @@ class Faults:
     def _poison(self, planned: Planned) -> None:
         self._rig.ask("POST", "/sandbox/emit", poison(planned))
 
+    def _oversize(self, planned: Planned) -> None:
+        """An event larger than a record of Kafka may be; or two that are smaller, whose record is. Then it is small again."""
+        person = {"LastName": f"Large {planned.number}", "Email": f"large-{planned.number}@example.org"}
+        made = self._rig.ask("POST", "/sandbox/transaction", {"changes": [{"op": "create", "type": "Contact", "values": person}]})
+        self._rig.ask("POST", "/sandbox/emit", b"\n".join(large(planned.variant, made["ids"][0])))
+        small = {"op": "update", "type": "Contact", "id": made["ids"][0], "values": {"Title": "Small", "Phone": "1"}}
+        self._rig.ask("POST", "/sandbox/transaction", {"changes": [small]})
+
     def _snapshot(self, planned: Planned) -> str | None:
         """Every record once more, in the other lane. Where Kafka was away the command says so and ends; the same command would go on."""
         code, printed = self._rig.command("snapshot", planned.variant)
@@ -176,6 +202,21 @@ def poison(planned: Planned) -> bytes:
     }
     payload = {"ChangeEventHeader": header[planned.variant], "Poison": planned.number}
     return json.dumps({"schema": "x", "event": {"replayId": 1}, "payload": payload}).encode()
+
+
+def large(variant: str, record_id: str) -> list[bytes]:
+    """Lines for the sandbox's emit: changes of one record that nobody made, and which no row holds."""
+    values: dict[str, list[dict[str, str]]] = {
+        "event": [{"Title": "x" * 1_100_000}],
+        "write": [{"Title": "x" * 600_000}, {"Phone": "x" * 600_000}],
+    }
+    header = {"entityName": "Contact", "changeType": "UPDATE", "recordIds": [record_id], "commitTimestamp": int(time.time() * 1000)}
+    return [
+        json.dumps(
+            {"schema": "x", "event": {"replayId": 1}, "payload": {"ChangeEventHeader": header | {"changedFields": [*one]}, **one}}
+        ).encode()
+        for one in values[variant]
+    ]
 
 
 def damage(folder: Path, planned: Planned) -> None:

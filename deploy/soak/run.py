@@ -21,16 +21,15 @@ from deploy.demo import base_folder, count_rows
 from deploy.latency import Latency, quantile
 from deploy.local.process import LocalServiceError
 from deploy.local.services import KAFKA_VARIABLE, POSTGRES_VARIABLE, exit_on_sigterm
-from deploy.rig import FLOW, Rig, as_json
+from deploy.rig import Rig, as_json
 from deploy.sandbox.client import SandboxError
+from deploy.soak.crew import Crew, own_flow
 from deploy.soak.faults import Faults, Struck, resume_all
 from deploy.soak.hooks import Sender
 from deploy.soak.schedule import RECEIVER, SUBSCRIBERS, WORKERS, Planned, plan
 from deploy.soak.verdict import Report, judge, processes, split_latency
 
 RECORDS, RATE, HOLD = 300, 15.0, 5.0
-SILENCE = 10.0
-"""Seconds of the flow's `silence`: a session that hears nothing is given up after so many, twice as many without an event."""
 TICK_SECONDS = 0.2
 LOOK_SECONDS = 1.0
 READY_SECONDS = 120.0
@@ -62,8 +61,9 @@ def run_soak(seconds: float, seed: int | None, as_json_: bool) -> int:
                 folder, records=RECORDS, seed=seed % 2**31, hold=HOLD, flow=flow, progress=say, environ={"HEADRACE_LOG_FORMAT": "json"}
             )
             with rig:
-                start(rig, say)
-                soak(rig, report, say)
+                crew = Crew(rig)
+                start(rig, crew, say)
+                soak(rig, crew, report, say)
         except (LocalServiceError, SandboxError, KafkaError, psycopg.Error, TimeoutError) as error:
             report.problems.append(f"{type(error).__name__}: {(str(error) or 'no text').splitlines()[0]}")
         if not report.holds:
@@ -77,26 +77,17 @@ def run_soak(seconds: float, seed: int | None, as_json_: bool) -> int:
     return 0 if report.holds else 1
 
 
-def own_flow(folder: Path) -> Path:
-    """The demo's flow with a shorter silence, in a folder of the run."""
-    copy = folder / "flow"
-    shutil.copytree(FLOW.parent, copy)
-    flow = copy / FLOW.name
-    flow.write_text(flow.read_text().replace("    type: salesforce\n", f"    type: salesforce\n    silence: {SILENCE:g}\n"))
-    return flow
-
-
-def start(rig: Rig, say: Callable[[str], None]) -> None:
+def start(rig: Rig, crew: Crew, say: Callable[[str], None]) -> None:
     """Two workers, a subscriber and one that waits to take over, a receiver."""
     rig.start_services()
     for name in NAMES:
-        rig.run(name.partition("-")[0], name=name)
+        crew.start(name)
     for name in NAMES:
         say(f"waiting for headrace {name}")
         rig.wait_ready(name)
 
 
-def soak(rig: Rig, report: Report, say: Callable[[str], None]) -> None:
+def soak(rig: Rig, crew: Crew, report: Report, say: Callable[[str], None]) -> None:
     """The run itself, and its judgement."""
     rig.await_("the first snapshot", lambda: _rows(rig) > 0)
     after = rig.ask("GET", "/sandbox/state")["lastReplayId"]
@@ -108,7 +99,7 @@ def soak(rig: Rig, report: Report, say: Callable[[str], None]) -> None:
         try:
             sending = pool.submit(sender.run)
             report.struck = strike(
-                plan(report.seed, report.seconds), Faults(rig, stop), pool, lambda: look(rig, latency), report.seconds, say
+                plan(report.seed, report.seconds), Faults(rig, crew, stop), pool, lambda: look(rig, latency), report.seconds, say
             )
             enough.set()
             sending.result()
@@ -206,7 +197,8 @@ def lines(report: Report) -> Iterator[str]:
     yield "compared " + ", ".join(f"{number} {name}" for name, number in report.compared.items())
     yield (
         f"counted {report.counts.events} events and {report.counts.rows} rows in, {report.counts.writes} outputs, "
-        f"{report.webhooks.get('accepted', 0)} webhooks accepted; dead letters: {report.dead_letters or 'none'}"
+        f"{report.webhooks.get('accepted', 0)} webhooks accepted; dead letters: {report.dead_letters or 'none'}; "
+        f"incidents repaired: {report.incidents or 'none'}"
     )
     if report.zombie:
         yield f"{report.zombie} values of Iterable came from a suspended worker and were repaired by a snapshot"

@@ -80,6 +80,8 @@ KINDS = (
     Kind("state-lost", WORKERS, (0.5, 2.0)),
     Kind("state-damaged", WORKERS, (0.5, 2.0), ("flip", "cut")),
     Kind("add", ("worker-3",), (10.0, 18.0)),
+    Kind("clock", (*WORKERS, *SUBSCRIBERS, RECEIVER), (4.0, 10.0), ("1", "-1", "40", "-2")),  # days
+    Kind("roll", ("flow",), (2.0, 6.0)),
     # servers
     Kind("restart", ("kafka",)),
     Kind("kill", ("kafka",), (0.0, 1.0)),
@@ -105,6 +107,11 @@ KINDS = (
     Kind("slow", ("salesforce",), (0.5, 2.0), ("all", "cometd", "rest", "token")),
     Kind("limit-403", ("salesforce",), pauses=True),
     Kind("handshake-denied", ("salesforce",), pauses=True),
+    # what Salesforce withholds
+    Kind("gap", ("salesforce",), variants=("all", "create", "update", "delete", "undelete")),
+    Kind("gap-wildcard", ("salesforce",)),
+    Kind("wildcard", ("salesforce",)),
+    Kind("overflow", ("salesforce",)),
     # Iterable
     Kind("cut-body", ("iterable",)),
     Kind("text-429", ("iterable",)),
@@ -118,6 +125,7 @@ KINDS = (
     Kind("html-404", ("iterable",), pauses=True),
     # what the events themselves may be
     Kind("poison", ("org",), variants=("no-list", "no-header", "no-id")),
+    Kind("oversize", ("org",), variants=("event", "write")),
     Kind("snapshot", ("org",), variants=("acme/Contact", "acme/Lead", "acme/Account")),
 )
 """Not among them: Salesforce's rest-limit (Headrace then waits a quarter of an hour, as it should) and lock-row (it writes nothing there);

@@ -29,6 +29,7 @@ ALLOWED = {
     "quality": ("process", re.compile("fails quality: "), ()),
     "position refused": ("subscribe", re.compile("^position refused: "), ("refuse-resubscribe", "invalid-replay")),
     "poison": ("subscribe", re.compile("cannot be read: |is no id: "), ("poison",)),
+    "oversize": ("process", re.compile("bytes for .* is above Kafka's limit"), ("oversize",)),
 }
 """Dead letters that must or may be there: stage, reason, and the faults of which each makes at most one."""
 
@@ -47,6 +48,7 @@ class Report:
     counts: Counts = field(default_factory=Counts)
     webhooks: dict[str, int] = field(default_factory=dict)
     dead_letters: dict[str, int] = field(default_factory=dict)
+    incidents: dict[str, int] = field(default_factory=dict)
     ended: list[End] = field(default_factory=list)
     calm: list[float] = field(default_factory=list)
     faulty: list[float] = field(default_factory=list)
@@ -72,6 +74,7 @@ class Report:
             "webhooks": self.webhooks,
             "writes_out": self.counts.writes,
             "dead_letters": self.dead_letters,
+            "incidents": self.incidents,
             "restarts": [str(end) for end in self.ended],
             "latency_ms": {
                 name: {"p50": quantile(samples, 0.5), "p99": quantile(samples, 0.99), "samples": len(samples)}
@@ -97,7 +100,11 @@ def judge(report: Report, rig: Rig, database: psycopg.Connection, after: int, ac
     report.problems += unfinished(rig)
     commits = rig.ask("GET", f"/sandbox/commits?after={after}")["commits"]
     records = read(rig.environment["KAFKA_BOOTSTRAP_SERVERS"], rig.name, int(rig.environment["HEADRACE_PARTITIONS"]))
-    report.counts = count(records, rig.name, [(replay, entity, ids) for replay, _, entity, ids in commits], accepted)
+    incidents = _answer(rig, "incidents")
+    report.incidents, wrong = incidents_by_cause(incidents)
+    report.problems += wrong
+    events = [(replay, entity, ids) for replay, _, entity, ids in commits]
+    report.counts = count(records, rig.name, events, accepted, [each["id"] for each in incidents])
     report.problems += report.counts.problems()
     letters = _answer(rig, "dead-letters")
     report.dead_letters, wrong = letters_by_cause(letters, report.struck)
@@ -180,6 +187,13 @@ def letters_by_cause(letters: Sequence[dict[str, Any]], struck: Sequence[Struck]
         if faults and found[name] > done:
             wrong.append(f"{found[name]} dead letters say {name!r}, and there were only {done} faults that make one")
     return dict(found), wrong
+
+
+def incidents_by_cause(incidents: Sequence[dict[str, Any]]) -> tuple[dict[str, int], list[str]]:
+    """How many of each cause, and which are not closed with a proof."""
+    wrong = [each for each in incidents if each["state"] != "closed" or not each["proof"]]
+    told = [f"incident {each['id']} is {each['state']}: {as_line(each['proof'] or 'no proof', 200)}" for each in wrong]
+    return dict(Counter(str(each["cause"]) for each in incidents)), told
 
 
 def processes(rig: Rig, names: Sequence[str], struck: Sequence[Struck]) -> tuple[list[End], list[str]]:

@@ -22,7 +22,7 @@ from streams.salesforce.positions import Positions
 from streams.salesforce.rest import IDS_PER_CALL, Rest
 from streams.salesforce.retry import retried
 from streams.salesforce.rows import read_again
-from streams.salesforce.snapshot import Run, run_snapshot
+from streams.salesforce.snapshot import run_snapshot, snapshot_runs
 from streams.topics import Topics
 
 log = structlog.get_logger()
@@ -105,18 +105,20 @@ class Repairs:
     async def _changed(self, incidents: Sequence[Incident]) -> None:
         """Read everything of one source that changed since the earliest of these incidents, deleted records included.
 
-        One run answers for all that were open before it began; one that was opened since, or reaches further back, waits for the next.
+        A run answers for all that were open before it began; of one that goes on after a crash nobody knows but the first, whose name it
+        bears. (No clock decides that: those of two processes differ, and one may be set back.)
         """
         first, before = incidents[0], self._rest.calls[PURPOSE]
-        since = min(incident.since for incident in incidents)
+        run_id = f"repair-{first.id}-{first.opened}"
+        goes_on = run_id in await retried(lambda: snapshot_runs(self._settings), PURPOSE)
         try:
             run = await run_snapshot(
                 self._settings,
                 self._flow,
                 first.source,
                 self._fields[first.source],
-                run_id=f"repair-{first.id}-{first.opened}",
-                repair_since=since,
+                run_id=run_id,
+                repair_since=min(incident.since for incident in incidents),
                 rest=self._rest,
             )
         except PermanentError as error:
@@ -124,8 +126,7 @@ class Repairs:
             return
         calls = self._rest.calls[PURPOSE] - before
         proof = f"run {run.run} read all that changed since {run.since}, deleted records included"
-        ended = [i.ended("closed", proof, rows=run.rows, calls=calls) for i in incidents if answers(run, i)]
-        await self._end(ended)
+        await self._end([i.ended("closed", proof, rows=run.rows, calls=calls) for i in ([first] if goes_on else incidents)])
 
     async def _end(self, incidents: Sequence[Incident], rows: Sequence[Output] = ()) -> None:
         outputs = [*rows, *(incident.output(self._topics) for incident in incidents)]
@@ -142,8 +143,3 @@ class Repairs:
             counts[incident.source] += 1
         for source in self._sources:
             metrics.OPEN_INCIDENTS.labels(*source.split("/")).set(counts[source])
-
-
-def answers(run: Run, incident: Incident) -> bool:
-    """Whether all of the run was read after the incident was opened, and reaches back far enough."""
-    return run.state == "done" and incident.opened <= run.started and run.since <= incident.since

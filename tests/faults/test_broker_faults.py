@@ -1,31 +1,15 @@
 """A broker that is killed, restarted and away: what was fed is not lost, what was put out is not put out twice."""
 
 import asyncio
-import os
 import random
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from deploy.local import LocalServices
-from deploy.local.services import KAFKA_VARIABLE
 from tests.support.fault_bench import fault_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240)]
-
-
-@pytest.fixture
-async def services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalServices]:
-    """A broker of this test's own, which it may kill."""
-    monkeypatch.delenv(KAFKA_VARIABLE, raising=False)
-    assert KAFKA_VARIABLE not in os.environ
-    found = LocalServices(tmp_path / "services", temporary=True)
-    await asyncio.to_thread(found.start, kafka=True, postgres=False)
-    try:
-        yield found
-    finally:
-        await asyncio.to_thread(found.stop)
 
 
 @pytest.mark.parametrize("seconds", [10.0, pytest.param(60.0, marks=[pytest.mark.slow, pytest.mark.timeout(400)])])

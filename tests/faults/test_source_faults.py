@@ -4,23 +4,27 @@ import asyncio
 import base64
 import hashlib
 import hmac
+import itertools
 import json
 import random
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
 
+from deploy.local import LocalServices
 from deploy.local.process import free_port
 from models.flow import Flow
 from models.settings import Settings
 from streams.publish import read_all
 from streams.topics import Topics, ensure
-from tests.support import subscriber_process
+from tests.support import fault_points, subscriber_process
 from tests.support.broker import settings_for, topics
 from tests.support.fault_bench import SESSION, FaultBench, fault_bench
 from tests.support.fault_keeper import Keeper
@@ -101,6 +105,86 @@ async def test_subscribers_killed_stopped_and_suspended_under_wire_faults_bring_
                 await keeper.stop(signal.SIGKILL)
 
 
+async def test_a_subscriber_that_dies_at_a_chosen_moment_of_a_transaction_brings_every_event_once_and_in_order(
+    kafka: str, tmp_path: Path, chance: random.Random
+) -> None:
+    """All moments side by side, each with an installation and an org of its own."""
+    async with asyncio.TaskGroup() as group:
+        for moment in fault_points.IN_ORDER:
+            if moment != "state-not-offsets":  # it commits no offsets
+                group.create_task(die_at(moment, kafka, tmp_path / moment, random.Random(chance.random())))
+
+
+async def die_at(moment: str, kafka: str, folder: Path, chance: random.Random) -> None:
+    """In one of the first transactions with events; what begins again goes on behind the last that was committed."""
+    settings = settings_for(kafka, folder, session_timeout=SESSION)
+    points = [{"at": moment, "stage": "subscribe", "after": chance.randrange(4, 8), "do": "kill"}]
+    async with topics(settings, []), org(records=20, hold=1.0) as desk:
+        flow = flow_for(desk.url, silence=5)
+        await ensure(settings, Topics(settings.installation).all(flow, settings))
+
+        def line(first: bool) -> list[str]:
+            armed = points if first else []
+            return subscriber_process.command(
+                settings, flow, "subscribe", points=armed, start_from="new", snapshot=False, pause_seconds=0.3
+            )
+
+        keeper = Keeper(folder / "subscriber", line, {}).keep()
+        try:
+            await connected(desk)
+            await desk.create("Before")
+            await until(lambda: arrived(settings, "Contact"), lambda a: len(a) == 1)
+            changing = asyncio.create_task(keep_changing(desk, chance))
+            assert await keeper.ended(1) == -signal.SIGKILL, keeper.end_of_log()
+            assert f"fault point {moment} of subscribe" in keeper.log.read_text()
+            changing.cancel()
+            with suppress(asyncio.CancelledError):
+                await changing
+            await desk.call("DELETE", "change")
+            await everything_once(settings, desk)
+        finally:
+            await keeper.stop(signal.SIGKILL)
+
+
+@pytest.mark.slow  # the soak does it each time, though not for so long
+async def test_a_broker_that_is_killed_and_away_for_a_while_costs_no_event_on_its_way_in(
+    services: LocalServices, tmp_path: Path, chance: random.Random
+) -> None:
+    """Two subscribers; each outage meets them at work."""
+    settings = settings_for(services.kafka.bootstrap, tmp_path, session_timeout=SESSION)
+    async with topics(settings, []), org(records=20, hold=1.0) as desk:
+        flow = flow_for(desk.url, silence=5)
+        await ensure(settings, Topics(settings.installation).all(flow, settings))
+        line = subscriber_process.command(settings, flow, "subscribe", start_from="new", snapshot=False, pause_seconds=0.3)
+        keepers = [Keeper(tmp_path / name, lambda _: line, {}).keep() for name in ("first", "second")]
+        try:
+            await connected(desk)
+            await desk.create("Before")
+            await until(lambda: arrived(settings, "Contact"), lambda a: len(a) == 1)
+            changing = asyncio.create_task(keep_changing(desk, chance))
+            for away in (0.0, 60.0):
+                await until(lambda: arrived(settings, "Contact"), at_least(len(await arrived(settings, "Contact")) + 20))
+                await asyncio.to_thread(services.kafka.kill)
+                await asyncio.sleep(away)
+                await asyncio.to_thread(services.kafka.start)
+            changing.cancel()
+            with suppress(asyncio.CancelledError):
+                await changing
+            await desk.call("DELETE", "change")
+            print(f"{await everything_once(settings, desk)} events, {[keeper.codes for keeper in keepers]}")
+        except BaseException:
+            print(*(keeper.end_of_log() for keeper in keepers), sep="\n---\n")
+            raise
+        finally:
+            for keeper in keepers:
+                await keeper.stop(signal.SIGKILL)
+
+
+def at_least(count: int) -> Callable[[list[Any]], bool]:
+    """Whether so many have come."""
+    return lambda found: len(found) >= count
+
+
 async def harm(keeper: Keeper, step: signal.Signals) -> None:
     """Kill, stop, or suspend for longer than the session."""
     if step is signal.SIGKILL:
@@ -121,6 +205,7 @@ async def keep_changing(desk: Desk, chance: random.Random) -> None:
 
 
 SECRET = base64.b64encode(b"a made-up key of 24 bytes").decode()
+SENDERS = 8
 
 
 def impatient() -> aiohttp.ClientSession:
@@ -152,7 +237,7 @@ async def post(http: aiohttp.ClientSession, url: str, seq: int, counts: dict[str
 async def test_a_receiver_killed_stopped_and_suspended_loses_no_accepted_hook_and_each_acts_once(
     kafka: str, tmp_path: Path, chance: random.Random
 ) -> None:
-    port, counts, total = free_port(), {"repeated": 0}, 800
+    port, counts, numbers = free_port(), {"repeated": 0}, itertools.count()
     async with fault_bench(kafka, tmp_path, chance) as b:
         with_hooks(b, tmp_path)
         await ensure(b.settings, b.topics.all(b.flow, b.settings))
@@ -164,33 +249,43 @@ async def test_a_receiver_killed_stopped_and_suspended_loses_no_accepted_hook_an
             "HEADRACE_RECEIVER_PORT": str(port),
             "HEADRACE_FLOW": str(tmp_path / "flow.yaml"),
         }
-        receiver = b.keep("receiver", lambda _: [sys.executable, "-m", "deploy", "receive", "--no-supervise"], environ)
+        point = {"at": "kept-not-answered", "stage": "receive", "after": chance.randrange(10, 60), "do": "kill"}
+
+        def line(first: bool) -> list[str]:
+            return [sys.executable, "-m", "tests.support.fault_receiver", json.dumps([point] if first else [])]
+
+        receiver = b.keep("receiver", line, environ)
         b.facts["sender"] = counts
-        gate = asyncio.Semaphore(8)
+        enough = asyncio.Event()
+
+        async def deliver(http: aiohttp.ClientSession) -> None:
+            """As long as there are faults: a fixed number was sent and put out before the last of them, where the machine was slow."""
+            while not enough.is_set():
+                seq = next(numbers)
+                await post(http, f"http://127.0.0.1:{port}/hooks/shop", seq, counts)
+                b.events.sent.once.add(seq)
+                b.events.sent.last[f"shop/h{seq}"] = seq
+                b.events.sent.order[f"shop/h{seq}"] = [seq]
+                await asyncio.sleep(0.05)
+
         async with impatient() as http, asyncio.TaskGroup() as group:
-
-            async def deliver(seq: int) -> None:
-                async with gate:
-                    await post(http, f"http://127.0.0.1:{port}/hooks/shop", seq, counts)
-                    b.events.sent.once.add(seq)
-                    b.events.sent.last[f"shop/h{seq}"] = seq
-                    b.events.sent.order[f"shop/h{seq}"] = [seq]
-                    await asyncio.sleep(0.05)
-
-            for seq in range(total):
-                group.create_task(deliver(seq))
+            for _ in range(SENDERS):
+                group.create_task(deliver(http))
+            assert await receiver.ended(1) == -signal.SIGKILL and "fault point" in receiver.log.read_text(), receiver.end_of_log()
             for step in chance.sample([signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP], 5):
                 await b.more_outputs(chance.randrange(10, 120))
                 if step is signal.SIGSTOP:
                     receiver.send(step)
-                    await asyncio.sleep(4.0)  # longer than the sender's patience: it repeats what is then taken twice
+                    await asyncio.sleep(SESSION + 2)  # also longer than the sender's patience: what it repeats is then taken twice
                     receiver.send(signal.SIGCONT)
                 elif step is signal.SIGKILL:
                     await receiver.kill()
                 else:
                     receiver.send(step)
+            await b.more_outputs(20)
+            enough.set()
         await b.verify(stores=False)
-        kept = len(await read_all(b.settings, b.topics.inbound("shop")))
+        total, kept = len(b.events.sent.once), len(await read_all(b.settings, b.topics.inbound("shop")))
         print(f"{total} deliveries, {counts['repeated']} repeated by the sender, {kept} in the in-topic")
         assert kept >= total
 

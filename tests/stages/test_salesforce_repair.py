@@ -9,7 +9,6 @@ import pytest
 from models.settings import Settings
 from streams.publish import Publisher
 from streams.salesforce.incidents import Incident, read_incidents
-from streams.salesforce.repair import answers
 from streams.salesforce.snapshot import Run
 from streams.topics import Topics
 from tests.support.salesforce import (
@@ -88,11 +87,17 @@ async def test_what_cannot_be_read_again_is_a_failed_incident_and_the_others_are
     assert {i.id: i.state for i in found.values()} == {"bad": "failed", "good": "closed"}
 
 
-def test_a_run_answers_for_what_was_opened_before_it_began_and_reaches_no_further_back() -> None:
-    run = Run(run="r", source="acme/Contact", state="done", by="repair", since=100, started=50)
-    for incident, answered in (((50, 100), True), ((51, 100), False), ((50, 99), False), ((50, 0), False)):
-        opened, since = incident
-        assert answers(run, Incident("i", "acme/Contact", "overflow", "", since=since, opened=opened)) is answered
-    assert not answers(
-        Run(run="r", source="acme/Contact", state="running", since=0, started=50), Incident("i", "s", "overflow", "", opened=1)
-    )
+async def test_no_clock_decides_what_a_run_answers_for(settings: Settings, desk: Desk) -> None:
+    """One incident was opened by a clock a day ahead; another, by one a day behind, while the run of the first was under way and killed."""
+    now, day = int(time.time() * 1000), 86_400_000
+    ahead = Incident("ahead", "acme/Contact", "overflow", "made up", opened=now + day)
+    begun = Incident("begun", "acme/Account", "overflow", "made up", opened=now - 2 * day)
+    behind = Incident("behind", "acme/Account", "overflow", "made up", opened=now - day)
+    run = Run(run=f"repair-begun-{begun.opened}", source="acme/Account", state="running", by="repair", last="001", started=now)
+    publisher, topics = Publisher(settings), Topics(settings.installation)
+    await publisher.send([*(i.output(topics) for i in (ahead, begun, behind)), run.output(topics)])
+    await publisher.stop()
+    async with subscribed(settings, flow_for(desk.url)) as task:
+        closed = {i.id: i for i in await repaired(settings, 3, task)}
+    assert f"run {run.run} " in closed["begun"].proof
+    assert "run repair-behind-" in closed["behind"].proof

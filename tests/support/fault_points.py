@@ -5,10 +5,11 @@ oneself. One at "rule" has "for" instead: shaping a record whose id begins so ra
 
 call                  the target's client is about to send its request
 before-output         the handler has its result, nothing of it is sent
-outputs-not-state     Kafka has the outputs, the changelog records are not sent
+outputs-not-state     Kafka has the outputs, the changelog records (of a subscriber: its position) are not sent
 state-not-offsets     Kafka has outputs and changelog records, the offsets are not in the transaction
 before-commit         all of it is in the transaction, which is not committed
 committed-not-stored  the transaction is committed, the local store does not have it
+kept-not-answered     of the stage "receive": Kafka has the webhook, its sender does not know
 """
 
 import os
@@ -25,8 +26,10 @@ from aiokafka import AIOKafkaProducer
 from agents.outbound import Answer, Outbound
 from agents.rules.ways import Way
 from streams import publish
-from streams.publish import Batches, Ends, TransactionalPublisher
+from streams.engine.stage import Output
+from streams.publish import Batches, Ends, Publisher, TransactionalPublisher
 
+STATE = ("-changelog", ".positions")
 IN_ORDER = ("before-output", "outputs-not-state", "state-not-offsets", "before-commit", "committed-not-stored")
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
@@ -67,11 +70,12 @@ def arm(given: Sequence[Mapping[str, Any]]) -> None:
         return
     points = Points([point for point in given if point["at"] != "rule"])
     raise_for(tuple(point["for"] for point in given if point["at"] == "rule"))
-    fill, commit, send_batches, request = (
+    fill, commit, send_batches, request, send = (
         TransactionalPublisher._fill,
         TransactionalPublisher._commit,
         publish.send_batches,
         Outbound.request,
+        Publisher.send,
     )
 
     async def filling(self: TransactionalPublisher, *arguments: Any) -> Ends:
@@ -81,7 +85,7 @@ def arm(given: Sequence[Mapping[str, Any]]) -> None:
     async def sending(producer: AIOKafkaProducer, batches: Batches) -> Ends:
         stage = stage_of(producer._txn_manager.transactional_id) if producer._txn_manager is not None else ""
         if stage and points.due("outputs-not-state", stage):
-            await send_batches(producer, {where: what for where, what in batches.items() if not where[0].endswith("-changelog")})
+            await send_batches(producer, {where: what for where, what in batches.items() if not where[0].endswith(STATE)})
             points.strike("outputs-not-state", stage)
         ends = await send_batches(producer, batches)
         points.passing("state-not-offsets", stage)
@@ -96,6 +100,11 @@ def arm(given: Sequence[Mapping[str, Any]]) -> None:
         points.passing("call", f"write-{path.strip('/')}")
         return await request(self, method, path, body)
 
+    async def keeping(self: Publisher, outputs: Sequence[Output]) -> None:
+        await send(self, outputs)
+        points.passing("kept-not-answered", "receive")
+
+    Publisher.send = keeping  # type: ignore[method-assign]
     TransactionalPublisher._fill = filling  # type: ignore[method-assign,assignment]
     TransactionalPublisher._commit = committing  # type: ignore[method-assign]
     publish.send_batches = sending

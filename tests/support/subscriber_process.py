@@ -1,11 +1,13 @@
 """A subscriber, or a snapshot, as a process of its own, for tests that kill it: `python -m tests.support.subscriber_process '{…}'`.
 
-Given as JSON: settings (by variable name), flow, what ("subscribe" | "snapshot"), and the options of that function.
+Given as JSON: settings (by variable name), flow, what ("subscribe" | "snapshot"), the options of that function, and the moments at which
+it dies (tests/support/fault_points.py).
 """
 
 import asyncio
 import signal
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,13 @@ from models.settings import Settings
 from streams.salesforce import snapshot
 from streams.salesforce.snapshot import run_snapshot
 from streams.salesforce.subscriber import run_subscriber
+from tests.support import fault_points
 from tests.support.salesforce import FIELDS
 
 
 async def main(given: dict[str, Any]) -> None:
     settings, flow, options = Settings(**given["settings"]), Flow.model_validate(given["flow"]), given["options"]
+    fault_points.arm(given["points"])
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     if given["what"] == "subscribe":
@@ -30,7 +34,9 @@ async def main(given: dict[str, Any]) -> None:
         await run_snapshot(settings, flow, given["source"], FIELDS[given["source"]], stop=stop, **options)
 
 
-def command(settings: Settings, flow: Flow, what: str, *, source: str = "", **options: Any) -> list[str]:
+def command(
+    settings: Settings, flow: Flow, what: str, *, source: str = "", points: Sequence[Mapping[str, Any]] = (), **options: Any
+) -> list[str]:
     """The command line of one."""
     named = {
         "KAFKA_BOOTSTRAP_SERVERS": settings.kafka,
@@ -40,7 +46,7 @@ def command(settings: Settings, flow: Flow, what: str, *, source: str = "", **op
     }
     shown = flow.model_dump(mode="json", by_alias=True, exclude_unset=True)
     shown["connections"]["acme"]["auth"]["client_secret"] = flow.connections["acme"].auth.client_secret.get_secret_value()  # type: ignore[union-attr]
-    given = {"settings": named, "flow": shown, "what": what, "source": source, "options": options}
+    given = {"settings": named, "flow": shown, "what": what, "source": source, "options": options, "points": points}
     return [sys.executable, "-m", "tests.support.subscriber_process", orjson.dumps(given).decode()]
 
 

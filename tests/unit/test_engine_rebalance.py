@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from streams.engine import engine as module
 from streams.engine.engine import Engine
 from streams.engine.stage import Chunk, Output, Partition, Result, Stage
 from streams.engine.store import Memory
+from streams.engine.transport import Consumer
 from streams.metrics import REBALANCE_SECONDS
 from streams.publish import Batches
 from tests.support.memory import MemoryRecord
@@ -84,6 +86,25 @@ async def test_nothing_new_is_begun_once_a_drain_began(engine: Engine) -> None:
     engine.accept(chunk(1, 3), 5)
     await drain
     assert publisher(engine, 1).ends == []
+
+
+async def test_a_partition_that_becomes_free_wakes_the_fetch_at_once(engine: Engine) -> None:
+    nothing = asyncio.get_running_loop().create_future()
+    fetcher = SimpleNamespace(_create_fetch_waiter=lambda: nothing)
+    consumer: Any = SimpleNamespace(engine=engine, kafka=SimpleNamespace(_fetcher=fetcher))
+    waiting = asyncio.create_task(Consumer._wait(consumer))
+    await turns(20)
+    assert not waiting.done()
+    engine.buffers.add("in", 0, [MemoryRecord("in", 7, b"k", b"v", partition=0)])
+    (found,) = engine.buffers.next()
+    engine.accept(found, 5)
+    await turns(20)
+    assert waiting.done(), "it waits for its time-out"
+
+
+async def turns(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
 
 
 async def test_a_chunk_of_another_generation_or_of_a_foreign_number_is_dropped(engine: Engine) -> None:

@@ -1,7 +1,13 @@
 """Doing the faults of a soak: everything the schedule can say can be done, what cannot be done is said, and a stop mends at once."""
 
+import json
+import os
+import re
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,8 +15,11 @@ import pytest
 
 from deploy.local.process import LocalServiceError
 from deploy.sandbox.client import SandboxError
+from deploy.soak.crew import CASES, Crew, narrow, own_flow
 from deploy.soak.faults import Faults
 from deploy.soak.schedule import KINDS, Planned
+from streams.flow_file import load_flow
+from streams.publish import MAX_RECORD
 
 
 class Rig:
@@ -21,18 +30,27 @@ class Rig:
         self.error = error
         self.services = SimpleNamespace(kafka=self, postgres=self)
 
-    def ask(self, method: str, path: str, body: Any = None, *, target: str = "salesforce") -> None:
+    def ask(self, method: str, path: str, body: Any = None, *, target: str = "salesforce") -> Any:
         self.did.append((target, method, path if body is None else body))
         if self.error:
             raise self.error
+        return {"ids": ["003xx0000000001AAA"]}
 
     def kill(self, name: str = "server") -> None:
         self.did.append(("kill", name))
         if self.error:
             raise self.error
 
-    def start(self) -> None:
-        self.did.append("start")
+    def start(self, name: str = "server") -> None:
+        self.did.append("start" if name == "server" else ("start", name))
+
+    def step(self, name: str, seconds: float) -> None:
+        self.did.append((name, seconds))
+
+    def change_flow(self, name: str, flow: Path) -> None:
+        self.did.append((name, flow.name))
+
+    flow = Path("demo.yaml")
 
 
 def planned(name: str, target: str, seconds: float = 0.0, variant: str = "") -> Planned:
@@ -41,7 +59,7 @@ def planned(name: str, target: str, seconds: float = 0.0, variant: str = "") -> 
 
 def faults(rig: Rig) -> tuple[Any, threading.Event]:
     stop = threading.Event()
-    return Faults(rig, stop), stop  # type: ignore[arg-type]
+    return Faults(rig, rig, stop), stop  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind.name}-{kind.targets[0]}")
@@ -69,7 +87,7 @@ def test_faults_of_one_target_never_overlap_however_long_they_take() -> None:
     inside: list[int] = []
 
     class Slow(Rig):
-        def start(self) -> None:
+        def start(self, name: str = "server") -> None:
             inside.append(1)
             assert len(inside) == 1
             time.sleep(0.02)
@@ -101,3 +119,59 @@ def test_a_fault_without_end_is_cleared_and_one_that_waits_for_headrace_is_force
         {"name": "unknown-client"},
         {"name": "duplicate", "times": 5},
     ]
+
+
+def test_a_clock_that_was_stepped_is_set_right_and_a_flow_that_was_changed_is_brought_back_also_when_the_run_is_stopped() -> None:
+    rig = Rig()
+    them, stop = faults(rig)
+    threading.Timer(0.05, stop.set).start()
+    them.do(planned("clock", "receive", 300.0, "-2"))
+    assert rig.did == [("receive", -2 * 86_400.0), ("receive", 0.0)]
+    rig.did.clear()
+    them, stop = faults(rig)
+    threading.Timer(0.05, stop.set).start()
+    them.do(planned("roll", "flow", 300.0))
+    assert rig.did == [(name, flow) for flow in ("narrow.yaml", "demo.yaml") for name in ("worker", "worker-2")]
+
+
+@pytest.mark.parametrize(("variant", "lines"), [("event", 1), ("write", 2)])
+def test_what_is_too_large_is_small_again_at_the_end(variant: str, lines: int) -> None:
+    rig = Rig()
+    faults(rig)[0].do(planned("oversize", "org", variant=variant))
+    made, emitted, small = (did[2] for did in rig.did)
+    sizes = [len(line) for line in emitted.splitlines()]
+    assert len(sizes) == lines and sum(sizes) > MAX_RECORD and (lines == 1 or max(sizes) < MAX_RECORD)
+    assert made["changes"][0]["op"] == "create"
+    grown = {name for line in emitted.splitlines() for name in json.loads(line)["payload"]["ChangeEventHeader"]["changedFields"]}
+    assert grown <= set(small["changes"][0]["values"])
+
+
+def test_a_process_of_a_soak_has_a_clock_that_can_be_stepped_while_it_runs_and_stays_so_over_a_restart(tmp_path: Path) -> None:
+    started: list[Any] = []
+    rig: Any = SimpleNamespace(folder=tmp_path, flow=Path("demo.yaml"), run=lambda role, *, name, environ: started.append((role, environ)))
+    crew = Crew(rig)
+    crew.start("worker-2")
+    ((role, environ),) = started
+    assert role == "worker"
+    line = "import sys, time\nfor _ in sys.stdin: print(time.time(), flush=True)"
+    for off in (0.0, 86_400.0):  # the second one begins when the clock is off already
+        with subprocess.Popen(
+            [sys.executable, "-c", line], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | environ
+        ) as process:
+            assert process.stdin is not None and process.stdout is not None
+            for stepped in (off, 86_400.0, -86_400.0, 86_400.0):
+                crew.step("worker-2", stepped)
+                process.stdin.write("\n")
+                process.stdin.flush()
+                assert abs(float(process.stdout.readline()) - time.time() - stepped) < 60
+            process.stdin.close()
+
+
+def test_the_flow_of_a_soak_reads_one_object_more_than_its_narrow_one(tmp_path: Path) -> None:
+    wide = own_flow(tmp_path)
+    assert wide.read_text() == f"{narrow(wide).read_text()}\n{CASES}"
+    variables = dict.fromkeys(re.findall(r"\$\{(\w+)\}", wide.read_text()), "http://x") | {
+        "FORMS_SECRET": "whsec_aGVhZHJhY2UtZGVtby1zZWNyZXQ="
+    }
+    routes = [set(load_flow(path, variables).routes) for path in (wide, narrow(wide))]
+    assert routes[0] - routes[1] == {"cases"}

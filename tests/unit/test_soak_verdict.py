@@ -14,7 +14,7 @@ from deploy.soak.counts import Counts, count
 from deploy.soak.ends import End, ends, unexplained
 from deploy.soak.faults import Struck, damage, poison
 from deploy.soak.schedule import Planned
-from deploy.soak.verdict import Report, _from_a_zombie, letters_by_cause, split_latency
+from deploy.soak.verdict import Report, _from_a_zombie, incidents_by_cause, letters_by_cause, split_latency
 
 CONTACT = "003xx0000000001AAA"
 
@@ -52,8 +52,8 @@ def test_one_of_each_is_no_problem() -> None:
 @pytest.mark.parametrize(
     ("found", "word"),
     [
-        (lambda: counted([], [], [(7, "Contact", [CONTACT])]), "not in Kafka"),
-        (lambda: counted([event(7, "003xx0000000002AAA")], [], [(7, "Contact", [CONTACT])]), "not in Kafka"),
+        (lambda: counted([], [], [(7, "Contact", [CONTACT])]), "neither in Kafka"),
+        (lambda: counted([event(7, "003xx0000000002AAA")], [], [(7, "Contact", [CONTACT])]), "neither in Kafka"),
         (lambda: counted([event(7), event(7)]), "more than once"),
         (lambda: counted([], [write(), write()]), "outputs were written"),
         (lambda: counted([], [write("signups", "forms/a", 1), write("signups", "forms/a", 2)], [], ["a"]), "exactly one output"),
@@ -70,6 +70,32 @@ def test_other_objects_poison_and_runs_are_not_counted_as_events_of_the_way() ->
     commits = [(7, "Task", ["00Txx0000000001AAA"]), (8, "Contact", [42]), (9, "Contact", ["no id"])]
     found = counted([event(7), event(7, run="replay-1"), event(7, kind="row")], [], commits)
     assert (found.events, found.rows, found.problems()) == (1, 2, [])
+
+
+def test_an_event_that_says_nothing_is_told_by_its_incident_and_by_no_other() -> None:
+    commits = [(7, "Contact", [CONTACT]), (8, "Contact", ["000000000000000AAA"]), (9, "Lead", ["00Q*"])]
+    told = [
+        "acme/data/ChangeEvents@1/7/0/Contact/gap",
+        "acme/data/ChangeEvents@1/8/0/Contact/overflow",
+        "acme/data/ChangeEvents@1/9/0/Lead/wildcard",
+    ]
+    assert count({}, "t", commits, [], told).problems() == []
+    for left_out in told:
+        assert len(count({}, "t", commits, [], [name for name in told if name != left_out]).events_missing) == 1
+    assert len(count({}, "t", commits, [], ["acme/data/ChangeEvents@1/7/acme/Contact/position refused"]).events_missing) == 3
+
+
+def incident(state: str = "closed", proof: str = "read again") -> dict[str, str]:
+    return {"id": "i", "cause": "gap", "state": state, "proof": proof}
+
+
+@pytest.mark.parametrize(
+    ("bad", "word"), [(incident("open", ""), "is open"), (incident("failed"), "is failed"), (incident(proof=""), "no proof")]
+)
+def test_every_incident_is_to_be_closed_with_a_proof(bad: dict[str, str], word: str) -> None:
+    assert incidents_by_cause([incident(), incident()]) == ({"gap": 2}, [])
+    _, (told,) = incidents_by_cause([incident(), bad])
+    assert word in told
 
 
 def log(tmp_path: Path, *lines: Any) -> Path:
