@@ -44,7 +44,7 @@ def writer_stage(
     """The stage that writes to one target. `objects` are the columns the maps give it; the target is started at the first chunk."""
     topics = Topics(settings.installation)
     writer = Writer(name, target, flow, settings, objects, guard or Guard(STAGE, name))
-    scarce = target.requests_per_second is not None  # then a call with few writes costs as much of the limit as a full one
+    scarce = target.requests_per_second is not None  # then calls are filled by several partitions (calls.py), and none of them waits long
     return Stage(
         name=f"write-{name}",
         word=STAGE,
@@ -53,7 +53,7 @@ def writer_stage(
         handler=writer.handle,
         tables=[TABLE],
         live_records=min(target.batch_records, 1000),
-        bulk_records=min(target.batch_records, 1000 if scarce else BULK_RECORDS),
+        bulk_records=max(1, target.batch_records // 4) if scarce else min(target.batch_records, BULK_RECORDS),
         max_bytes=target.batch_bytes,
         depth=1 if scarce else 2,  # what comes while a call waits for its turn goes into the next one, all of it
     )
@@ -122,7 +122,7 @@ class Writer:
         if items := list(self._items(work)):
             await self._calls.start(partition)
             for batch in self._batches(items):
-                await self._send(batch, partition, work)
+                await self._send(batch, partition, work, live=lane == "live")
         self.guard.check(partition)
         for (route, outcome), count in work.outcomes.items():
             metrics.WRITTEN.labels(self.name, route, outcome.value).inc(count)
@@ -131,6 +131,7 @@ class Writer:
 
     async def close(self) -> None:
         """Close the target's connections."""
+        await self._calls.close()
         await self.target.close()
 
     def _decode(self, chunk: Chunk, work: Work) -> Iterator[tuple[Record, Write]]:
@@ -217,11 +218,12 @@ class Writer:
         if batch:
             yield batch
 
-    async def _send(self, batch: Sequence[Item], partition: Partition, work: Work) -> None:
+    async def _send(self, batch: Sequence[Item], partition: Partition, work: Work, *, live: bool) -> None:
         """Tell the target, halving a batch that is refused as a whole; record each result."""
 
         async def write(items: Sequence[Item]) -> None:
-            results = await self._calls.write([item.effect for item in items], partition)
+            size = sum(item.bytes for item in items)
+            results = await self._calls.write([item.effect for item in items], partition, bytes=size, live=live)
             for item, result in zip(items, results, strict=True):
                 self._record(item, result, work)
 

@@ -68,7 +68,7 @@ def compare(salesforce: Ask, iterable: Ask, database: psycopg.Connection, schema
                 tables[table][record["Id"]] = row
     for table, expected in tables.items():
         _compare_table(verdict, database, schema, table, expected, kept_out[table])
-    _compare_users(verdict, iterable("/sandbox/users"), records)
+    compare_users(verdict, iterable("/sandbox/users"), records)
     return verdict
 
 
@@ -103,7 +103,8 @@ def _compare_table(
                 verdict.differs(f"{table} {record_id} {name}: {got.get(name)!r} instead of {want[name]!r}")
 
 
-def _compare_users(verdict: Verdict, answer: Any, records: dict[str, list[Row]]) -> None:
+def compare_users(verdict: Verdict, answer: Any, records: dict[str, list[Row]]) -> None:
+    """Iterable's users against the Contacts and Leads with an address; `records` by object, Accounts and Users too."""
     by_id = {row["Id"]: row for name in ("Account", "User") for row in records[name]}
     expected: dict[str, Row] = {}
     for kind in ("Lead", "Contact"):  # the Contact decides, then the lowest id: the last one set stays

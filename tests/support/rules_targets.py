@@ -69,5 +69,5 @@ class Calls:
     async def start(self, partition: object) -> None:
         """Nothing to start."""
 
-    async def write(self, effects: Sequence[Effect], partition: object) -> list[WriteResult]:
+    async def write(self, effects: Sequence[Effect], partition: object, **_: object) -> list[WriteResult]:
         return await self.target.write(effects)
