@@ -5,13 +5,19 @@ import threading
 
 import pytest
 
-from tests.support.services import database_url, kafka
+from tests.support.services import chosen, database_url, kafka
 
 __all__ = ["database_url", "kafka"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the tests marked slow too")
+    parser.addoption("--no-containers", action="store_true", help="start local servers even where a Docker engine answers")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for name, whose in chosen.items():
+        terminalreporter.write_line(f"{name}: {whose}")
 
 
 def pytest_configure(config: pytest.Config) -> None:

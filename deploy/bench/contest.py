@@ -12,7 +12,7 @@ import orjson
 from deploy.bench.place import Place, Record, differences
 from deploy.bench.racer import Racer
 from deploy.bench.spec import Spec
-from deploy.bench.work import MARK, Event, Work, record_id
+from deploy.bench.work import MARK, Event, Row, Work, record_id
 from deploy.local.process import LocalServiceError, Progress
 
 HUNG = 120.0
@@ -25,7 +25,7 @@ Check = Callable[["Entry", Place], Awaitable[dict[str, int]]]
 class Entry:
     """One contender. `events` is what one round gives it: about equal times for fast and slow ones.
 
-    flat       it gets whole rows instead of change events (peers that cannot merge), each in `envelope`, in the place of %s
+    flat       of peers that cannot merge: they get whole rows instead of change events, each as this makes it
     """
 
     name: str
@@ -34,8 +34,7 @@ class Entry:
     events: int
     done: Done
     check: Check
-    flat: bool = False
-    envelope: bytes = b"%s"
+    flat: Callable[[Row], bytes] | None = None
     work: Work = field(default_factory=lambda: Work([]))
     loaded: Counter[int] = field(default_factory=Counter)
     sent: Counter[int] = field(default_factory=Counter)
@@ -64,7 +63,7 @@ async def contest(entries: Sequence[Entry], place: Place, ids: int, rounds: int,
                 say(f"{entry.name}: {error}")
 
     async def warm(entry: Entry) -> None:
-        entry.work = Work([*(record_id(number) for number in range(ids)), *marks], keep_rows=entry.flat)
+        entry.work = Work([*(record_id(number) for number in range(ids)), *marks], keep_rows=entry.flat is not None)
         entry.figures = {"events_per_second": [], "cpu_us_per_event": []}
         entry.racer.start()
         await _load(entry, place, entry.work.create() + entry.work.marks(marks, "0"))
@@ -109,7 +108,7 @@ def records(entry: Entry, events: Sequence[Event]) -> list[Record]:
     headers = [("kind", b"change"), ("reason", b"live"), ("received", b"%d" % (time.time() * 1000)), ("channel", b"/data/ChangeEvents"),
                ("epoch", b"1")]  # fmt: skip
     if entry.flat:
-        return [(event.id.encode(), entry.envelope % orjson.dumps(row), []) for event, row in entry.work.flat_rows(events)]
+        return [(event.id.encode(), entry.flat(row), []) for event, row in entry.work.flat_rows(events)]
     return [(event.id.encode(), event.value, [*headers, ("position", b"%d" % event.position)]) for event in events]
 
 
@@ -163,3 +162,9 @@ async def same_bodies(entry: Entry, place: Place) -> dict[str, int]:
 async def same_rows(entry: Entry, place: Place) -> dict[str, int]:
     """The table is the oracle's."""
     return differences(entry.work.truth(), await place.rows(entry.spec.schema))
+
+
+async def same_texts(entry: Entry, place: Place) -> dict[str, int]:
+    """The table is the oracle's, where an empty text stands for null."""
+    rows = await place.rows(entry.spec.schema)
+    return differences(entry.work.truth(), {id: {name: value or None for name, value in row.items()} for id, row in rows.items()})

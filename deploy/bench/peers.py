@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import urllib.parse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from deploy.bench import contest
 from deploy.bench.cases import Ground
 from deploy.bench.contest import Entry
 from deploy.bench.racer import Racer
-from deploy.bench.work import COLUMNS
+from deploy.bench.spec import Spec
+from deploy.bench.work import COLUMNS, Row
 from deploy.local.jars import KAFKA_VERSION
 from deploy.local.process import LocalServiceError, Progress, free_port
 
@@ -95,7 +97,7 @@ def _connect(ground: Ground) -> Entry:
         str(worker),
         str(sink),
     ]
-    return _entry(ground, CONNECT, spec, [command], schemas=True)
+    return _entry(ground, CONNECT, spec, command, lambda row: SCHEMA % json.dumps(row).encode(), contest.same_rows)
 
 
 def _quix(ground: Ground) -> Entry:
@@ -107,14 +109,16 @@ def _quix(ground: Ground) -> Entry:
         (home / "done").touch()
     spec = ground.spec("c", "quix")
     script = Path(__file__).parent / "contenders" / "quix.py"
-    return _entry(ground, QUIX, spec, [[str(python), str(script), spec.text()]], schemas=False)
+    return _entry(ground, QUIX, spec, [str(python), str(script), spec.text()], _without_nulls, contest.same_texts)
 
 
-def _entry(ground: Ground, name: str, spec: Any, commands: list[list[str]], schemas: bool) -> Entry:
-    racer = Racer(spec.name, ground.folder, commands)
-    entry = Entry(name, spec, racer, ground.events(EVENTS), contest.marked, contest.same_rows, flat=True)
-    entry.envelope = SCHEMA if schemas else b"%s"
-    return entry
+def _without_nulls(row: Row) -> bytes:
+    # Quix's sink writes only the columns that are not null in the first row of a batch.
+    return json.dumps({name: value or "" for name, value in row.items()}).encode()
+
+
+def _entry(ground: Ground, name: str, spec: Spec, command: list[str], flat: Callable[[Row], bytes], check: contest.Check) -> Entry:
+    return Entry(name, spec, Racer(spec.name, ground.folder, [command]), ground.events(EVENTS), contest.marked, check, flat)
 
 
 def _run(*command: str) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import time
 import uuid
 from base64 import urlsafe_b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from deploy.local.process import LocalServiceError, Progress, ServerProcess, fre
 
 START_TIMEOUT = 90.0
 
-_PROPERTIES = """\
+_PLACE = """\
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller}
@@ -27,6 +27,9 @@ listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
 advertised.listeners=PLAINTEXT://127.0.0.1:{port}
 controller.listener.names=CONTROLLER
 log.dirs={data}
+"""
+
+BEHAVIOUR = """\
 # Topics are declared by their owner; a metadata request must not make one with the wrong number of partitions.
 auto.create.topics.enable=false
 num.partitions=1
@@ -46,6 +49,7 @@ broker.session.timeout.ms=4000
 broker.heartbeat.interval.ms=500
 log.cleaner.dedupe.buffer.size=16777216
 """
+"""What holds wherever the broker runs: a test session's container gets the same lines."""
 
 _LOG4J = """\
 <?xml version="1.0" encoding="UTF-8"?>
@@ -72,7 +76,7 @@ class Kafka:
         while self._controller == self.port:
             self._controller = free_port()
         self._heap = heap
-        self._properties, self._users = _PROPERTIES + properties, users
+        self._properties, self._users = _PLACE + BEHAVIOUR + properties, users
         self._config = self.folder / "server.properties"
         self.process = ServerProcess("Kafka", self.folder, str(self._config), signal.SIGTERM)
 
@@ -144,7 +148,7 @@ class Kafka:
         while time.monotonic() < deadline:
             if (code := self.process.exited()) is not None:
                 raise LocalServiceError(f"Kafka ended with code {code} while starting. {self.process.log}:\n{self.process.log_tail()}")
-            if _in_a_thread(lambda: asyncio.run(_answers(self.port))):
+            if answers(self.port):
                 return
             time.sleep(0.1)
         self.process.kill()
@@ -156,14 +160,14 @@ def _environment() -> dict[str, str]:
     return {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
 
 
-def _in_a_thread(call: Callable[[], bool]) -> bool:
-    # start() may be called where an event loop is running already.
+def answers(port: int) -> bool:
+    """Whether a broker answers a metadata request on the port of 127.0.0.1."""
+    # In a thread: the caller may have an event loop running already.
     with ThreadPoolExecutor(max_workers=1) as pool:
-        return pool.submit(call).result()
+        return pool.submit(lambda: asyncio.run(_answers(port))).result()
 
 
 async def _answers(port: int) -> bool:
-    """Whether a broker answers a metadata request on the port of 127.0.0.1."""
     try:
         _, writer = await asyncio.open_connection("127.0.0.1", port)
     except OSError:

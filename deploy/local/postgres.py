@@ -21,15 +21,15 @@ from deploy.local.process import LocalServiceError, Owner, Progress, ServerProce
 
 START_TIMEOUT = 60.0
 
-_SETTINGS = {
+BEHAVIOUR = {
     "max_connections": "200",
     "shared_buffers": "64MB",
-    "unix_socket_directories": "",
-    "listen_addresses": "127.0.0.1",
     # A crash of the machine may lose the data of a demo or a test; a crash of the process (kill -9) loses nothing.
     "fsync": "off",
     "full_page_writes": "off",
 }
+"""What holds wherever the server runs: a test session's container gets the same settings."""
+_SETTINGS = {"unix_socket_directories": "", "listen_addresses": "127.0.0.1"} | BEHAVIOUR
 
 
 class Postgres:
@@ -180,14 +180,21 @@ class Postgres:
         while time.monotonic() < deadline:
             if (code := process.exited()) is not None:
                 raise LocalServiceError(f"PostgreSQL ended with code {code} while starting. {process.log}:\n{process.log_tail()}")
-            try:
-                with psycopg.connect(self.url, connect_timeout=5) as connection:
-                    connection.execute("SELECT 1")
+            if answers(self.url):
                 return
-            except psycopg.OperationalError:
-                time.sleep(0.1)
+            time.sleep(0.1)
         process.kill()
         raise LocalServiceError(f"PostgreSQL did not answer within {START_TIMEOUT:.0f} s. {process.log}:\n{process.log_tail()}")
+
+
+def answers(url: str) -> bool:
+    """Whether a server answers a query there."""
+    try:
+        with psycopg.connect(url, connect_timeout=5) as connection:
+            connection.execute("SELECT 1")
+    except psycopg.OperationalError:
+        return False
+    return True
 
 
 def _environment() -> dict[str, str]:

@@ -24,7 +24,7 @@ def chance() -> random.Random:
 
 @pytest.fixture
 async def services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalServices]:
-    """A broker of this test's own, which it may kill."""
+    """A local broker of this test's own, which it may kill, whatever the session uses."""
     monkeypatch.delenv(KAFKA_VARIABLE, raising=False)
     assert KAFKA_VARIABLE not in os.environ
     found = LocalServices(tmp_path / "services", temporary=True)

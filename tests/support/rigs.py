@@ -16,7 +16,7 @@ VARIABLES = ("KAFKA_BOOTSTRAP_SERVERS", "DATABASE_URL")
 
 @contextmanager
 def rig(folder: Path, kafka: str | None, database_url: str | None, **options: Any) -> Iterator[Rig]:
-    """A rig, not yet started. `kafka` None: a broker of its own; the same for `database_url`."""
+    """A rig, not yet started. `kafka` None: a local broker of its own, which it may kill; the same for `database_url`."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in zip(VARIABLES, (kafka, database_url), strict=True):
             if value is None:

@@ -1,17 +1,44 @@
-"""The servers a test session uses: the environment's, else local ones, started at first use and stopped at the end of the session.
+"""The servers a test session uses: the environment's, else containers where a Docker engine answers, else local ones.
 
-Local ones get the first folder of .headrace/test-N that no other session holds, so that what a killed session left is found and removed.
+Started at first use and stopped at the end of the session. Local ones get the first folder of .headrace/test-N that no other session holds,
+so that what a killed session left is found and removed. A test that kills or suspends a server has a local one of its own instead, always.
 """
 
+import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from deploy.local import Endpoints, FolderInUseError, LocalServices
+from deploy.local.services import KAFKA_VARIABLE, POSTGRES_VARIABLE
 
 _FOLDERS = Path(__file__).resolve().parents[2] / ".headrace"
 _MOST_SESSIONS = 16
+_VARIABLES = {"kafka": KAFKA_VARIABLE, "postgres": POSTGRES_VARIABLE}
+chosen: dict[str, str] = {}
+"""Whose servers this session uses, and why; printed at its end."""
+
+
+@contextlib.contextmanager
+def server(name: str, containers: bool, parent: Path = _FOLDERS) -> Iterator[str]:
+    """Of `kafka` host:port, of `postgres` a URI. `containers` False: not in one, whatever engine answers."""
+    from tests.support.containers import IMAGES, NoContainerError, container  # not at the top: --fast need not pay for it
+
+    with contextlib.ExitStack() as stack:
+        if given := os.environ.get(_VARIABLES[name]):
+            address, chosen[name] = given, f"{_VARIABLES[name]} of the environment"
+        else:
+            try:
+                if not containers:
+                    raise NoContainerError("--no-containers")
+                address, chosen[name] = stack.enter_context(container(name)), f"container {IMAGES[name]}"
+            except NoContainerError as why:
+                services, endpoints = start_in_free_folder(kafka=name == "kafka", postgres=name == "postgres", parent=parent)
+                stack.enter_context(services)
+                address, chosen[name] = endpoints.bootstrap or endpoints.database_url, f"local ({why})"
+        yield address
 
 
 def start_in_free_folder(kafka: bool, postgres: bool, parent: Path = _FOLDERS) -> tuple[LocalServices, Endpoints]:
@@ -27,16 +54,14 @@ def start_in_free_folder(kafka: bool, postgres: bool, parent: Path = _FOLDERS) -
 
 
 @pytest.fixture(scope="session")
-def kafka() -> Iterator[str]:
+def kafka(pytestconfig: pytest.Config) -> Iterator[str]:
     """host:port of a Kafka."""
-    services, endpoints = start_in_free_folder(kafka=True, postgres=False)
-    with services:
-        yield endpoints.bootstrap
+    with server("kafka", not pytestconfig.getoption("--no-containers")) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")
-def database_url() -> Iterator[str]:
+def database_url(pytestconfig: pytest.Config) -> Iterator[str]:
     """URI of a PostgreSQL database in which the user may make schemas."""
-    services, endpoints = start_in_free_folder(kafka=False, postgres=True)
-    with services:
-        yield endpoints.database_url
+    with server("postgres", not pytestconfig.getoption("--no-containers")) as address:
+        yield address

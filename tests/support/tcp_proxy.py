@@ -6,10 +6,10 @@ from types import TracebackType
 
 
 class TcpProxy:
-    """Forwards 127.0.0.1:`port` to `host`:`to`; `async with` starts and stops it."""
+    """Forwards 127.0.0.1:`port`, any free one unless given, to `host`:`to`; `async with` starts and stops it."""
 
-    def __init__(self, host: str, to: int) -> None:
-        self.host, self.to, self.port = host, to, 0
+    def __init__(self, host: str, to: int, port: int = 0) -> None:
+        self.host, self.to, self.port = host, to, port
         self.refusing = False
         self.refused = asyncio.Event()
         self.answer_lost = asyncio.Event()
@@ -19,7 +19,7 @@ class TcpProxy:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> "TcpProxy":
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
