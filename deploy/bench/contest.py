@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import orjson
@@ -92,7 +93,8 @@ async def contest(entries: Sequence[Entry], place: Place, ids: int, rounds: int,
     return {entry.name: entry.figures for entry in entries}
 
 
-def marker_ids(place: Place) -> list[str]:
+@cache
+def marker_ids(place: Place) -> Sequence[str]:
     """Records whose arrival proves that everything before is through: one for each pair of in-partition and partition of the writes."""
     found: dict[tuple[int, int], str] = {}
     number = 0
@@ -100,7 +102,7 @@ def marker_ids(place: Place) -> list[str]:
         id = f"003Mark{number:08d}AAA"
         found.setdefault((place.partition(id.encode()), place.partition(f"person|acme/{id}".encode())), id)
         number += 1
-    return list(found.values())
+    return tuple(found.values())
 
 
 def records(entry: Entry, events: Sequence[Event]) -> list[Record]:
@@ -143,7 +145,7 @@ async def sent_on(entry: Entry, place: Place) -> bool:
 
 async def marked(entry: Entry, place: Place) -> bool:
     """The last markers are in PostgreSQL."""
-    return await place.marked(entry.spec.schema, f"{MARK} {entry.round}") == MARKS
+    return await place.marked(entry.spec.schema, marker_ids(place), f"{MARK} {entry.round}") == MARKS
 
 
 async def same_records(entry: Entry, place: Place) -> dict[str, int]:

@@ -31,6 +31,7 @@ class Place:
         self._prefixes: list[str] = []
         self._schemas: list[str] = []
         self._where: dict[bytes, int] = {}
+        self._keys: dict[str, str] = {}
 
     async def __aenter__(self) -> Self:
         await asyncio.gather(self._admin.start(), self._looks.start(), self._producer.start())
@@ -148,17 +149,32 @@ class Place:
         found = await self.database.execute(sql.SQL("SELECT {} FROM {}").format(names, sql.Identifier(schema, "person")))
         return {values[0]: dict(zip(COLUMNS, values, strict=True)) for values in await found.fetchall()}
 
-    async def marked(self, schema: str, text: str) -> int:
-        """Rows whose title is this text; 0 while there is no table."""
+    async def marked(self, schema: str, ids: Sequence[str], text: str) -> int:
+        """How many of these rows have this text as their title; 0 while there is no table.
+
+        By its primary key: a look at the whole table every 20 ms would take a third of the server from who is measured.
+        """
+        table = sql.Identifier(schema, "person")
         try:
+            if (key := self._keys.get(schema)) is None:
+                key = self._keys[schema] = await self._key(table)
             found = await self.database.execute(
-                sql.SQL('SELECT count(*) FROM {} WHERE "title" = %s AND "externalId" LIKE %s').format(sql.Identifier(schema, "person")),
-                [text, "003Mark%"],
+                sql.SQL('SELECT count(*) FROM {} WHERE "title" = %s AND {} = ANY(%s)').format(table, sql.Identifier(key)),
+                [text, [*ids, *(f"acme/{id}" for id in ids)]],
             )
         except psycopg.errors.UndefinedTable:
             return 0
         answer = await found.fetchone()
         return int(answer[0]) if answer else 0
+
+    async def _key(self, table: sql.Identifier) -> str:
+        found = await self.database.execute(
+            "SELECT attname FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = ANY(indkey) "
+            "WHERE indisprimary AND indrelid = %s::regclass",
+            [table.as_string(self.database)],
+        )
+        (name,) = await found.fetchone() or ("externalId",)
+        return str(name)
 
 
 def differences(truth: Mapping[str, Row], found: Mapping[str, Row]) -> dict[str, int]:

@@ -172,7 +172,7 @@ async def _start(entry: Entry, ground: Ground, events: list[Any], text: str) -> 
 
 
 async def _marked(ground: Ground, entry: Entry, text: str) -> bool:
-    return await ground.place.marked(entry.spec.schema, f"{MARK} {text}") == contest.MARKS
+    return await ground.place.marked(entry.spec.schema, contest.marker_ids(ground.place), f"{MARK} {text}") == contest.MARKS
 
 
 async def _all(ground: Ground, entry: Entry, count: int) -> bool:
