@@ -7,7 +7,7 @@ swallowed: whatever is not understood ends the process before it commits.
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import NoReturn, TypeVar
 
 import structlog
@@ -48,6 +48,22 @@ def per_record(
     except Exception as error:  # noqa: BLE001 - see the first line of this file
         dead.append(dead_letter_output(stage, record, error, topics=topics, redrive_to=redrive_to, route=route))
         return None
+
+
+def each_record(
+    stage: str, records: Iterable[Record], rule: Callable[[Record], T], *, topics: Topics, redrive_to: str, dead: list[Output]
+) -> Iterator[tuple[Record, T | None]]:
+    """`per_record` for one rule and many records: each with what the rule gives."""
+    for record in records:
+        try:
+            found = rule(record)
+        except (FatalError, MemoryError):
+            raise
+        except Exception as error:  # noqa: BLE001 - see the first line of this file
+            dead.append(dead_letter_output(stage, record, error, topics=topics, redrive_to=redrive_to))
+            yield record, None
+        else:
+            yield record, found
 
 
 class Guard:

@@ -17,7 +17,7 @@ from agents.rules.delivery import Delivered
 from agents.rules.merge import RecordState
 from agents.rules.reconcile import Compared, Difference
 from agents.rules.ways import Way
-from agents.rules.writes import encode_write
+from agents.rules.writes import encode_write, read_json
 from agents.tables import DELIVERED, delivered_key
 from agents.targets.base import Comparing, Fault, Listing, TargetLike
 from agents.verify import ROUNDS, patiently, states_of, workers_done
@@ -154,7 +154,7 @@ class RouteCheck:
 
     def _speakers(self, state: Delivered) -> list[str]:
         """Records of this source that speak for a key by this route."""
-        mine = (h for h in state.held.values() if h.route == self._way.route and h.body is not None and h.source.startswith(self._head))
+        mine = (h for h in state.held if h.route == self._way.route and h.speaks and h.source.startswith(self._head))
         return [h.source.removeprefix(self._head) for h in mine]
 
     def _bodies(self, holders: Holders) -> dict[str, Body]:
@@ -162,8 +162,8 @@ class RouteCheck:
         bodies: dict[str, Body] = {}
         for key, state in holders.items():
             won = state.winner()
-            if won is not None and won.body is not None and won.route == self._way.route and won.source.startswith(self._head):
-                bodies[key] = won.body
+            if won is not None and won.route == self._way.route and won.source.startswith(self._head):
+                bodies[key] = read_json(won.body)
                 self._ids[key] = won.source.removeprefix(self._head)
         return bodies
 

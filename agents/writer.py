@@ -5,23 +5,21 @@ nothing between chunks but the target: its state is the table `delivered`, its a
 """
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import structlog
-from prometheus_client import Histogram
 
 from agents.calls import Calls
-from agents.guard import Guard, per_record, split
+from agents.guard import Guard, each_record, split
 from agents.rules.delivery import Decision, Delivered, apply
-from agents.rules.writes import decode_write, encode_write
+from agents.rules.writes import NULL, Json, WireWrite, decode_write, encode_write, read_json
 from agents.targets.base import Columns, Effect, TargetLike, cleared
 from models.errors import HeadraceError, PermanentError, TemporaryError
 from models.flow import Flow, Webhook
 from models.settings import Settings
-from models.write import Body, Outcome, Write, WriteResult
+from models.write import Outcome, Write, WriteResult
 from streams import metrics
 from streams.engine.stage import Changes, Chunk, Output, Partition, Record, Result, Stage
 from streams.letters import dead_letter_output
@@ -66,29 +64,30 @@ class Key:
     raw: bytes | None
     state: Delivered
     record: Record | None = None
-    write: Write | None = None
+    write: WireWrite | None = None
     decision: Decision | None = None
     forced: bool = False
 
 
 @dataclass(slots=True)
 class Work:
-    """What a chunk becomes."""
+    """What a chunk becomes. `waited`: by route and where from, the seconds of those written."""
 
     keys: dict[bytes, Key] = field(default_factory=dict)
     dead: list[Output] = field(default_factory=list)
     forwards: list[Output] = field(default_factory=list)
     outcomes: Counter[tuple[str, Outcome]] = field(default_factory=Counter)
+    waited: defaultdict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Item:
     """One effect and where it came from."""
 
     effect: Effect
     key: Key
     record: Record
-    write: Write
+    write: WireWrite
     bytes: int
 
 
@@ -102,7 +101,6 @@ class Writer:
         self._routes = frozenset(route for route, what in flow.routes.items() if what.to == name)
         self._calls = Calls(name, target, objects, guard, settings.drain_seconds * 0.8)
         self._prefix = f"{name}|".encode()
-        self._series: dict[tuple[str, str], Histogram] = {}  # finding one takes as long as counting in it
 
     async def handle(self, chunk: Chunk, partition: Partition) -> Result:
         """Decide for every record, call the target for what is left, give state, dead letters and forwarded writes for one transaction."""
@@ -111,13 +109,13 @@ class Writer:
         self._load(work, writes, partition)
         lane = self._topics.lane(chunk.topic)
         for record, write in writes:
-            key = work.keys[write.kafka_key]
+            key = work.keys[record.key or b""]
             if key.decision is not None and not self.target.compares:
                 key.state.may_hold(key.decision.body)
             image = key.state.image
             self._decide(work, key, record, write, apply(key.state, write, lane, record.offset, routes=self._routes))
             if write.then is not None:
-                then = _after_rename(write.then, image)
+                then = _after_rename(write.then.whole(), image)
                 work.forwards.append(Output(self._topics.writes(self.name, bulk=lane == "bulk"), then.kafka_key, encode_write(then)))
         if items := list(self._items(work)):
             await self._calls.start(partition)
@@ -126,6 +124,8 @@ class Writer:
         self.guard.check(partition)
         for (route, outcome), count in work.outcomes.items():
             metrics.WRITTEN.labels(self.name, route, outcome.value).inc(count)
+        for (route, since), seconds in work.waited.items():
+            metrics.observe_all(metrics.LATENCY.labels(route, self.name, since), seconds)
         state: Changes = [(self._prefix + key, held.state.encode()) for key, held in work.keys.items()]
         return Result([*work.dead, *work.forwards], {TABLE: state} if state else {})
 
@@ -134,9 +134,8 @@ class Writer:
         await self._calls.close()
         await self.target.close()
 
-    def _decode(self, chunk: Chunk, work: Work) -> Iterator[tuple[Record, Write]]:
-        for record in chunk.records:
-            write = per_record(STAGE, record, partial(_read, record), topics=self._topics, redrive_to=chunk.topic, dead=work.dead)
+    def _decode(self, chunk: Chunk, work: Work) -> Iterator[tuple[Record, WireWrite]]:
+        for record, write in each_record(STAGE, chunk.records, self._read, topics=self._topics, redrive_to=chunk.topic, dead=work.dead):
             if write is None:
                 work.outcomes["", Outcome.DEAD] += 1
             elif write.route in self._routes:
@@ -144,12 +143,20 @@ class Writer:
             else:
                 work.outcomes["", Outcome.STALE] += 1  # a route that the flow no longer has
 
-    def _load(self, work: Work, writes: Sequence[tuple[Record, Write]], partition: Partition) -> None:
-        names = list(dict.fromkeys(write.kafka_key for _, write in writes))
+    def _read(self, record: Record) -> WireWrite:
+        write = decode_write(record.value)
+        if record.key != write.kafka_key:
+            raise PermanentError("the record's key is not that of its write: what writes to this topic beside Headrace?")
+        if write.then is not None or not self.target.compares:
+            write.whole()  # it is going to be read: what cannot be is to be found here
+        return write
+
+    def _load(self, work: Work, writes: Sequence[tuple[Record, WireWrite]], partition: Partition) -> None:
+        names = list(dict.fromkeys(record.key or b"" for record, _ in writes))
         held = partition.store(TABLE).get_many([self._prefix + name for name in names]) if names else []
         work.keys = {name: Key(raw, Delivered.decode(raw)) for name, raw in zip(names, held, strict=True)}
 
-    def _decide(self, work: Work, key: Key, record: Record, write: Write, decision: Decision) -> None:
+    def _decide(self, work: Work, key: Key, record: Record, write: WireWrite, decision: Decision) -> None:
         """Keep the last decision that has a call. An equal write is skipped only when it is the key's only one in the chunk: what it
         overtakes here may have been written by a chunk that a crash left unfinished.
         """
@@ -178,23 +185,24 @@ class Writer:
             effect = Effect(
                 object=write.object,
                 key=self.target.same_key(write.object, write.key),
-                body=decision.body,
+                json=decision.body,
                 turn=decision.turn,
                 on_delete="tombstone" if write.on_delete == "ignore" else write.on_delete,
-                image=state.image if decision.body is not None or state.stands else None,
+                meta=decision.winner or write,  # of the record that speaks, else of the one that left
+                was=state.image if state.image != NULL and (decision.body is not None or state.stands) else None,
                 id=state.id,
                 rename_to=decision.rename_to,
-                meta=_meta(write, decision),
             )
             size = len(key.record.value or b"") + 200
             found[effect.object, effect.key] = Item(effect, key, key.record, write, size)
         yield from found.values()
 
-    def _outgrown(self, key: Key, record: Record, write: Write, work: Work) -> bool:
+    def _outgrown(self, key: Key, record: Record, write: WireWrite, work: Work) -> bool:
         """Whether the key's state would be more than a Kafka record holds: then the write is a dead letter and the state as it was."""
-        image, key.state.image = key.state.image, None  # after the call it is the winner's body, which is kept once
-        size = len(key.state.encode())
-        key.state.image = image
+        state = key.state
+        kept, state.image, state.stood = (state.image, state.stood), NULL, NULL  # after the call both are the winner's body, kept once
+        size = len(state.encode())
+        state.image, state.stood = kept
         if size <= LARGEST_STATE:
             return False
         key.state = Delivered.decode(key.raw)
@@ -224,16 +232,17 @@ class Writer:
         async def write(items: Sequence[Item]) -> None:
             size = sum(item.bytes for item in items)
             results = await self._calls.write([item.effect for item in items], partition, bytes=size, live=live)
+            now = time.time()
             for item, result in zip(items, results, strict=True):
-                self._record(item, result, work)
+                self._record(item, result, work, now)
 
         def guilty(item: Item, error: PermanentError | TemporaryError) -> None:
             retryable = isinstance(error, TemporaryError)
-            self._record(item, WriteResult(Outcome.DEAD, error.reason, getattr(error, "field", None), retryable), work)
+            self._record(item, WriteResult(Outcome.DEAD, error.reason, getattr(error, "field", None), retryable), work, time.time())
 
         await split(batch, write, guilty)
 
-    def _record(self, item: Item, result: WriteResult, work: Work) -> None:
+    def _record(self, item: Item, result: WriteResult, work: Work, now: float) -> None:
         """What became of one effect: into its state, the dead letters, the metrics."""
         effect, write, state = item.effect, item.write, item.key.state
         if result.outcome is not Outcome.DEAD:
@@ -241,17 +250,20 @@ class Writer:
         else:
             state.unknown()
             if result.retryable:
-                state.may_hold(effect.body)
+                state.may_hold(effect.json)
             error = TemporaryError(result.reason) if result.retryable else PermanentError(result.reason, field=result.field)
             meta = effect.meta
-            self._dead(work, item.record, error, str(meta["source"]), str(meta["route"]), int(meta["revision"]), result.retryable)
+            self._dead(work, item.record, error, meta.source, meta.route, meta.revision, result.retryable)
         if result.outcome is Outcome.STALE:
             state.unknown()
             log.warning("the target holds a later turn", target=self.name, object=effect.object, turn=effect.turn)
         elif result.outcome is not Outcome.DEAD:
             kept = effect.rename_to is None and effect.on_delete != "delete"
-            state.wrote(effect.turn, effect.body, id=result.id, kept=effect.body is None and kept)
-            self._latency(write)
+            state.wrote(effect.turn, effect.json, id=result.id, kept=effect.json is None and kept)
+            if write.reason in WATCHED and not write.always:
+                for since, began in (("commit", write.committed), ("received", write.received)):
+                    if began is not None:
+                        work.waited[write.route, since].append(max(0.0, now - began / 1000))
 
     def _dead(
         self, work: Work, record: Record, error: HeadraceError, source: str, route: str, revision: int, retryable: bool = False
@@ -270,15 +282,6 @@ class Writer:
         )
         work.dead.append(letter)
 
-    def _latency(self, write: Write) -> None:
-        if write.reason in WATCHED and not write.always:
-            now = time.time()
-            for since, began in (("commit", write.committed), ("received", write.received)):
-                if began is not None:
-                    if (series := self._series.get((write.route, since))) is None:
-                        series = self._series[write.route, since] = metrics.LATENCY.labels(write.route, self.name, since)
-                    series.observe(max(0.0, now - began / 1000))
-
 
 def in_topic_source(source: str, flow: Flow) -> tuple[str, str]:
     """Source of the in-topic, and the id in it, of a source record "<connection>/<sObject>/<id>" or "<webhook>/<id>"."""
@@ -289,27 +292,7 @@ def in_topic_source(source: str, flow: Flow) -> tuple[str, str]:
     return f"{connection}/{sobject}", id
 
 
-def _read(record: Record) -> Write:
-    write = decode_write(record.value)
-    if record.key != write.kafka_key:
-        raise PermanentError("the record's key is not that of its write: what writes to this topic beside Headrace?")
-    return write
-
-
-def _after_rename(then: Write, image: Body | None) -> Write:
+def _after_rename(then: Write, image: Json) -> Write:
     """The write under the new key, with null for what the renamed record holds and this write has not: over there its image is unknown."""
-    return replace(then, body=cleared(image, then.body)) if image and then.body is not None else then
-
-
-def _meta(write: Write, decision: Decision) -> dict[str, object]:
-    """Columns that people read: of the record that speaks, else of the one that left."""
-    spoken = decision.winner or write
-    return {
-        "source": spoken.source,
-        "route": spoken.route,
-        "revision": spoken.revision,
-        "position": spoken.position,
-        "committed": spoken.committed,
-        "received": spoken.received,
-        "reason": spoken.reason,
-    }
+    held = read_json(image)
+    return replace(then, body=cleared(held, then.body)) if held and then.body is not None else then

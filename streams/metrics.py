@@ -3,6 +3,9 @@
 headrace_<noun>_<unit>_total|seconds|bytes, base units. Served by streams/health.py from a thread of its own.
 """
 
+from bisect import bisect_left
+from collections.abc import Sequence
+
 from prometheus_client import Counter, Gauge, Histogram
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200)
@@ -64,3 +67,14 @@ KAFKA_HOURS = Gauge("headrace_kafka_loss_seconds", "Time until Kafka's retention
 SALESFORCE_HOURS = Gauge(
     "headrace_salesforce_loss_seconds", "Time until Salesforce's retention reaches the stored position", ["connection", "channel"]
 )
+
+
+def observe_all(series: Histogram, values: Sequence[float]) -> None:
+    """As `observe` for each; the library's own takes a microsecond a value, most of it for locks."""
+    counts = [0] * len(series._buckets)
+    for value in values:
+        counts[bisect_left(series._upper_bounds, value)] += 1
+    series._sum.inc(sum(values))
+    for bucket, count in zip(series._buckets, counts, strict=True):
+        if count:
+            bucket.inc(count)

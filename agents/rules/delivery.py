@@ -6,54 +6,63 @@ and call once, with the last decision that has a call. `wrote` tells what the ta
 
 import hashlib
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
+import msgspec
 import orjson
 
+from agents.rules.writes import NULL, Json, WireWrite, read_json, write_json
 from models.errors import FatalError
-from models.write import Body, OnDelete, Op, Write
+from models.write import Body, OnDelete
 
-FORMAT = 1
-GONE = "-"
-"""Fingerprint of a key for which nobody speaks."""
+FORMAT = 2
+"""1 was an object, with a fingerprint in the place of `stood`."""
+GONE = Json(b'"-"')
+"""What stood last at a key for which nobody speaks."""
+WINNERS = Json(b"true")
+"""In a value of the table: the same as the winner's body."""
 
 Lane = Literal["live", "bulk"]
 
 
-@dataclass(slots=True)
-class Held:
-    """The last write of one source record through one route. `body` None: released, the revision still guards."""
+class Held(msgspec.Struct, array_like=True, gc=False):
+    """The last write of one source record through one route. `body` NULL: released, the revision still guards."""
 
     source: str
     route: str
     order: int
     revision: int
-    body: Body | None
-    position: int | None = None
-    committed: int | None = None
-    received: int | None = None
-    reason: str = "live"
+    body: Json
+    position: int | None
+    committed: int | None
+    received: int | None
+    reason: str
+
+    @property
+    def speaks(self) -> bool:
+        """It has a body: it was not released."""
+        return self.body != NULL
 
 
-@dataclass(slots=True)
-class Delivered:
-    """State of one target key.
+class Delivered(msgspec.Struct, array_like=True):
+    """State of one target key, and in this order its value in the table.
 
-    held           by "<route>|<source>"
+    held           one of each source record and route
     live, bulk     last offset recorded of each lane's topic, -1 before the first
-    written        turn last written; `fingerprint` of what was written then, None when not known
+    written        turn last written; `stood` is what was written then, GONE, or NULL when not known
     id             the target's own id
-    image          what the target may hold of ours: the body last written, or only the paths (see `may_hold`); None: nothing is known
+    image          what the target may hold of ours: the body last written, or only the paths (see `may_hold`); NULL: nothing is known
     """
 
-    held: dict[str, Held] = field(default_factory=dict)
-    live: int = -1
-    bulk: int = -1
-    written: int = -1
-    fingerprint: str | None = None
-    id: str | None = None
-    image: Body | None = None
+    format: int
+    held: list[Held]
+    live: int
+    bulk: int
+    written: int
+    stood: Json
+    id: str | None
+    image: Json
 
     @property
     def turn(self) -> int:
@@ -63,73 +72,80 @@ class Delivered:
     def winner(self) -> Held | None:
         """Who speaks for the key: order in the route's `from:`, then the lowest source, then the latest revision."""
         if len(self.held) == 1:
-            (only,) = self.held.values()
-            return only if only.body is not None else None
-        speaking = [held for held in self.held.values() if held.body is not None]
+            return self.held[0] if self.held[0].speaks else None
+        speaking = [held for held in self.held if held.speaks]
         return min(speaking, key=lambda h: (h.order, h.source, -h.revision, h.route), default=None)
 
     def same(self) -> bool:
         """The target was last made to hold exactly what it should hold now."""
         won = self.winner()
-        return self.fingerprint is not None and self.fingerprint == fingerprint(won.body if won else None)
+        return self.stood == (won.body if won else GONE)
 
     @property
     def stands(self) -> bool:
         """The target confirmed a body under this key that nothing has removed since."""
-        return self.fingerprint not in (None, GONE)
+        return self.stood not in (NULL, GONE)
 
-    def wrote(self, turn: int, body: Body | None, *, id: str | None = None, kept: bool = False) -> None:
+    def wrote(self, turn: int, body: Json | None, *, id: str | None = None, kept: bool = False) -> None:
         """The target confirmed `body` (None: removed) at `turn`. `kept`: what was removed still holds its fields, it is only marked."""
-        self.written, self.fingerprint = turn, fingerprint(body)
-        self.image = self.image if kept else body
-        self.id = id if id is not None or body is None else self.id
+        self.written, self.stood = turn, GONE if body is None else body
+        if not kept:
+            self.image = NULL if body is None else body
+        if id is not None or body is None:
+            self.id = id
 
-    def may_hold(self, body: Body | None) -> None:
+    def may_hold(self, body: Json | None) -> None:
         """`body` may have reached the target: how a call ended is not known, or a chunk that a crash left unfinished made it."""
-        if body is not None:
-            self.image = _paths(self.image, body)
+        if body is not None and body != NULL:
+            self.image = write_json(_paths(read_json(self.image), read_json(body)))
 
     def unknown(self) -> None:
         """The call failed for good: the next write is made whatever it holds."""
-        self.fingerprint = None
+        self.stood = NULL
 
     def encode(self) -> bytes:
         """As a value of the table `delivered`."""
         won = self.winner()
-        shared = won is not None and self.image is not None and (self.image is won.body or self.image == won.body)
-        return orjson.dumps(
-            {
-                "f": FORMAT,
-                "h": [
-                    [h.source, h.route, h.order, h.revision, h.body, h.position, h.committed, h.received, h.reason]
-                    for h in self.held.values()
-                ],
-                "o": [self.live, self.bulk],
-                "w": self.written,
-                "p": self.fingerprint,
-                "id": self.id,
-                "i": True if shared else self.image,
-            },
-            option=orjson.OPT_SORT_KEYS,
-        )
+        body = NULL if won is None else won.body
+        stood = WINNERS if self.stood == body != NULL else self.stood
+        image = WINNERS if self.image == body != NULL else self.image
+        return _encoder.encode((FORMAT, self.held, self.live, self.bulk, self.written, stood, self.id, image))
 
     @classmethod
     def decode(cls, raw: bytes | None) -> "Delivered":
         """Read back; None is a key never seen. Raises FatalError: a state that cannot be read must not be guessed."""
         if raw is None:
-            return cls()
+            return cls(FORMAT, [], -1, -1, -1, NULL, None, NULL)
         try:
-            found: dict[str, Any] = orjson.loads(raw)
-            if found["f"] != FORMAT:
-                raise FatalError(f"table delivered holds format {found['f']}, this version reads {FORMAT}: start the version that wrote it")
-            held = {f"{row[1]}|{row[0]}": Held(*row) for row in found["h"]}
-            live, bulk = found["o"]
-            state = cls(held, live, bulk, found["w"], found["p"], found["id"])
-            won = state.winner()
-            state.image = won.body if found["i"] is True and won else found["i"]
+            state: Delivered = _first_format(orjson.loads(raw)) if raw[:1] == b"{" else _decoder.decode(raw)
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise FatalError(f"a value of table delivered cannot be read ({type(error).__name__}): rebuild it from its changelog") from None
+        if state.format != FORMAT:
+            raise FatalError(
+                f"table delivered holds format {state.format}, this version reads 1 and {FORMAT}: start the version that wrote it"
+            )
+        if WINNERS in (state.stood, state.image):
+            won = state.winner()
+            body = NULL if won is None else won.body
+            state.stood = body if state.stood == WINNERS else state.stood
+            state.image = body if state.image == WINNERS else state.image
         return state
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Delivered)
+
+
+def _first_format(found: dict[str, Any]) -> Delivered:
+    """A value of format 1. It kept a fingerprint of what stood, which says no more than whether that was the winner's body."""
+    if found["f"] != 1:
+        raise FatalError(f"table delivered holds format {found['f']}, this version reads 1 and {FORMAT}: start the version that wrote it")
+    row = [FORMAT, found["h"], *found["o"], found["w"], found["p"], found["id"], found["i"]]
+    state = _decoder.decode(orjson.dumps(row, option=orjson.OPT_SORT_KEYS))
+    won = state.winner()
+    if won is not None and found["p"] == hashlib.blake2b(bytes(won.body), digest_size=10).hexdigest():
+        state.stood = WINNERS
+    return state
 
 
 @dataclass(slots=True)  # not frozen: see models/write.py
@@ -153,12 +169,12 @@ class Decision:
     rename_to: str | None = None
 
     @property
-    def body(self) -> Body | None:
+    def body(self) -> Json | None:
         """Body of the winner."""
         return self.winner.body if self.winner else None
 
 
-def apply(state: Delivered, write: Write, lane: Lane, offset: int, *, routes: Collection[str] | None = None) -> Decision:
+def apply(state: Delivered, write: WireWrite, lane: Lane, offset: int, *, routes: Collection[str] | None = None) -> Decision:
     """Record `write`, read at `offset` of `lane`, in `state`, and say what the target is to be told.
 
     routes   names of the target's routes in the flow as it is now: what others wrote no longer speaks. None: all speak.
@@ -167,16 +183,30 @@ def apply(state: Delivered, write: Write, lane: Lane, offset: int, *, routes: Co
         state.live = max(state.live, offset)
     else:
         state.bulk = max(state.bulk, offset)
-    if routes is not None and any(held.route not in routes for held in state.held.values()):
-        state.held = {name: held for name, held in state.held.items() if held.route in routes}
-    name = f"{write.route}|{write.source}"
-    before = state.held.get(name)
-    stale = before is not None and write.revision < before.revision
+    place, others = None, False
+    for n, held in enumerate(state.held):
+        if held.source == write.source and held.route == write.route:
+            place = n
+        others = others or (routes is not None and held.route not in routes)
+    stale = place is not None and write.revision < state.held[place].revision
     if not stale:
-        body = write.body if write.op is Op.WRITE else None
-        state.held[name] = Held(
-            write.source, write.route, write.order, write.revision, body, write.position, write.committed, write.received, write.reason
+        fresh = Held(
+            write.source,
+            write.route,
+            write.order,
+            write.revision,
+            write.body,
+            write.position,
+            write.committed,
+            write.received,
+            write.reason,
         )
+        if place is None:
+            state.held.append(fresh)
+        else:
+            state.held[place] = fresh
+    if routes is not None and others:
+        state.held = [held for held in state.held if held.route in routes]
     if write.renamed_from is not None:
         # What stood there still stands where the key was taken already; else what was renamed does, whoever speaks for the key now.
         state.may_hold(write.body)
@@ -200,10 +230,3 @@ def _paths(*bodies: Body | None) -> Body:
             else:
                 found.setdefault(name, True)
     return found
-
-
-def fingerprint(body: Body | None) -> str:
-    """Of what a target shall hold: equal bodies have equal fingerprints."""
-    if body is None:
-        return GONE
-    return hashlib.blake2b(orjson.dumps(body, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS), digest_size=10).hexdigest()

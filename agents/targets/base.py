@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
+from agents.rules.writes import Json, read_json
 from models.write import Body, OnDelete, WriteResult
 
 ColumnType = Literal["text", "number", "boolean", "date", "datetime", "json"]
@@ -23,27 +24,56 @@ class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Meta(Protocol):
+    """Where a record comes from: attributes of a write, see models/write.py."""
+
+    @property
+    def source(self) -> str: ...
+    @property
+    def route(self) -> str: ...
+    @property
+    def revision(self) -> int: ...
+    @property
+    def position(self) -> int | None: ...
+    @property
+    def committed(self) -> int | None: ...
+    @property
+    def received(self) -> int | None: ...
+    @property
+    def reason(self) -> str: ...
+
+
 @dataclass(slots=True, kw_only=True)  # not frozen: see models/write.py
 class Effect:
     """What the target shall hold under one key; at most one per key in a batch, compared after the target's own normalising.
 
-    body        the whole record, or None: nobody speaks for this key any longer (then `on_delete` says what to do)
+    json        the whole record (`body` is the same, read), or None: nobody speaks for this key any longer, see `on_delete`
     turn        grows per key; a target that can compare applies it only when it is not below the one it holds
-    image       body last written as far as we know (None: nothing, or unknown)
+    was         body last written as far as we know (None: nothing, or unknown); `image` is the same, read
     id          the target's own id from an earlier result
     rename_to   the key this one becomes (body is None); in a target with `renames` the old record is renamed, data follows in its own write
-    meta        position, committed, received, revision, reason, source, route: for columns that people read
+    meta        for columns that people read
     """
 
     object: str
     key: str
-    body: Body | None
+    json: Json | None
     turn: int
     on_delete: OnDelete
-    image: Body | None = None
+    meta: Meta
+    was: Json | None = None
     id: str | None = None
     rename_to: str | None = None
-    meta: Mapping[str, Any]
+
+    @property
+    def body(self) -> Body | None:
+        """`json`, read anew each time."""
+        return None if self.json is None else read_json(self.json)
+
+    @property
+    def image(self) -> Body | None:
+        """`was`, read anew each time."""
+        return None if self.was is None else read_json(self.was)
 
 
 def cleared(old: Body, new: Body) -> Body:

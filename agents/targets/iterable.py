@@ -76,10 +76,10 @@ class Target:
         """A delete or a rename is a request of its own; their limit is 100/s where bulkUpdate's is 5/s. A mark, where we do not know what
         Iterable holds, needs a look first: bulkUpdate would make a user of nothing but the flag.
         """
-        if effect.body is not None:
+        if effect.json is not None:
             return None
         looks = effect.rename_to is None and effect.on_delete != "delete"
-        return None if looks and effect.image is not None else 0.05  # a look has the same limit, and few find somebody to mark
+        return None if looks and effect.was is not None else 0.05  # a look has the same limit, and few find somebody to mark
 
     async def start(self, objects: Mapping[str, Columns]) -> None:
         """Refuse maps that write elsewhere than Iterable reads, then see whether the key is good."""
@@ -138,7 +138,7 @@ class Target:
                 result = WriteResult(Outcome.DEAD, f"target {self.name}: {dead[0]}", dead[1])
             elif key in buckets.get("forgottenEmails", ()):
                 result = WriteResult(Outcome.SUPPRESSED, f"target {self.name}: this person was forgotten in Iterable")
-            elif effect.body is None:
+            elif effect.json is None:
                 result = WriteResult(Outcome.DELETED)
             else:
                 result = WriteResult(Outcome.UNCHANGED if key in buckets.get("noOpEmails", ()) else Outcome.WRITTEN)
@@ -243,14 +243,14 @@ class Target:
 def user(effect: Effect) -> Body:
     """One element of `users`."""
     item: Body = {"email": effect.key, "mergeNestedObjects": True}
-    if effect.body is None:
+    if (body := effect.body) is None:
         return {**item, "dataFields": {FLAG: True}}
-    fields = {name: value for name, value in (effect.body.get("dataFields") or {}).items() if name not in ("email", "userId")}
-    if effect.image is not None:
-        fields = cleared(effect.image.get("dataFields") or {}, fields)
+    fields = {name: value for name, value in (body.get("dataFields") or {}).items() if name not in ("email", "userId")}
+    if (image := effect.image) is not None:
+        fields = cleared(image.get("dataFields") or {}, fields)
     if effect.on_delete in ("mark", "tombstone"):
         fields.setdefault(FLAG, None)  # a profile that was marked may have come under this key by a rename, whatever its image says
-    if (user_id := effect.body.get("userId")) is not None:
+    if (user_id := body.get("userId")) is not None:
         item["userId"] = user_id
     return {**item, "dataFields": fields}
 

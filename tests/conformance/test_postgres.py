@@ -13,11 +13,12 @@ import pytest
 from psycopg import sql
 
 from agents.targets import make_target
-from agents.targets.base import Columns, Comparing, Effect, Listing, TargetLike
+from agents.targets.base import Columns, Comparing, Listing, TargetLike
 from models.errors import PausedError, PermanentError
 from models.flow import Target as TargetOptions
 from models.write import Body
 from tests.conformance.suite import ANN, BOB, CAT, A, B, Bench, Conformance, Fields, always
+from tests.support.effects import effect
 from tests.support.tcp_proxy import TcpProxy
 
 pytestmark = pytest.mark.postgres
@@ -235,12 +236,7 @@ async def test_what_differs_is_named_by_key_and_what_stands_is_listed_in_order(d
         assert isinstance(target, Comparing) and isinstance(target, Listing)
         await target.start({"person": rig.columns})
         bodies: dict[str, Body] = {f"k{n}": {"name": f"N{n}", "city": None, "score": 1.5} for n in range(6)}
-        await target.write(
-            [
-                Effect(object="person", key=key, body=body, turn=1, on_delete="mark", meta={"source": "s", "route": "r"})
-                for key, body in bodies.items()
-            ]
-        )
+        await target.write([effect("person", key, body) for key, body in bodies.items()])
         assert await target.differing("person", bodies) == {}
         assert await target.differing("person", {"k1": {"name": "N1", "score": "1.50"}}) == {}, "converted as it is written"
         await rig.run("DELETE FROM {}.person WHERE _key = 'k0'")

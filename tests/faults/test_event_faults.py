@@ -119,7 +119,7 @@ async def no_output_twice(b: FaultBench, target: str) -> None:
     for bulk in (False, True):
         order: dict[str, list[tuple[int, str]]] = defaultdict(list)
         for record in await read_all(b.settings, b.topics.writes(target, bulk=bulk)):
-            write = decode_write(record.value)
+            write = decode_write(record.value).whole()
             times[write.source, write.revision] += 1
             order[write.source].append((write.revision, str((write.body or {}).get("title") or (write.body or {}).get("seq")).zfill(9)))
         assert all(seen == sorted(seen) for seen in order.values())

@@ -11,7 +11,7 @@ from agents.rules.delivery import Delivered, apply
 from agents.rules.merge import RecordState, merge
 from agents.rules.message import from_row
 from agents.rules.reconcile import Difference
-from agents.rules.writes import decode_write
+from agents.rules.writes import decode_write, encode_write
 from agents.tables import delivered_key, records_key
 from agents.targets import make_target
 from agents.targets.base import Fault
@@ -104,8 +104,8 @@ class Tables:
         op = Op.RELEASE if released else Op.WRITE
         write = Write(op=op, route="contacts", object=self.way.object, key=key, source=f"{SOURCE}/{id}", order=0, revision=1,
                       body=None if released else body, on_delete="tombstone")  # fmt: skip
-        state = Delivered()
-        apply(state, write, "live", 0)
+        state = Delivered.decode(None)
+        apply(state, decode_write(encode_write(write)), "live", 0)
         self.outputs.append(Output(self.topics.changelog("delivered"), delivered_key("warehouse", self.way.object, key), state.encode()))
         if stands:
             self.bodies[key] = body
@@ -159,7 +159,7 @@ async def test_each_way_to_differ_is_told_apart_and_goes_its_own_way_back(settin
     await check.repair()
     again = (Reason.REPAIR, "verify-1", "contacts", None)
     assert await sent_again(settings) == dict.fromkeys(("missing", "changed", "marked", "unsaid", "undead"), again)
-    releases = [decode_write(r.value) for r in await read_all(settings, Topics(settings.installation).writes("warehouse"))]
+    releases = [decode_write(r.value).whole() for r in await read_all(settings, Topics(settings.installation).writes("warehouse"))]
     assert sorted(w.key for w in releases) == ["acme/released", "acme/stranger"]
     for write in releases:
         assert (write.op, write.source, write.on_delete) == (Op.RELEASE, f"{SOURCE}/verify", "tombstone")

@@ -32,10 +32,11 @@ from streams.engine import watchdog
 from streams.engine.stage import Changes, Chunk, Output, Partition, Result, Stage
 from streams.log import set_up_logging
 from streams.publish import MAX_RECORD, TransactionalPublisher
+from tests.support.effects import effect
 from tests.support.fault_points import arm
 from tests.support.toy_target import Target, ToyOptions
 
-EFFECT = Effect(object="things", key="k", body={"a": 1}, turn=1, on_delete="delete", meta={})
+EFFECT = effect("things", "k", {"a": 1}, on_delete="delete")
 
 
 class Toy(Target):

@@ -157,7 +157,7 @@ class FaultBench:
     async def _count_outputs(self, target: str) -> None:
         sent = self.events.sent
         records = [r for lane in (False, True) for r in await read_all(self.settings, self.topics.writes(target, bulk=lane))]
-        writes = [decode_write(r.value) for r in records]
+        writes = [decode_write(r.value).whole() for r in records]
         found = Counter(sequence_of(write.body) for write in writes)
         assert found == Counter(sent.once), f"{target}: {differences(found, sent.once)}"
         order: dict[str, list[int]] = defaultdict(list)

@@ -56,9 +56,9 @@ class Target:
     async def write(self, effects: Sequence[Effect]) -> list[WriteResult]:
         """One call; an answer that cannot be read is an unknown outcome."""
         told = [
-            {"key": e.key, "seq": sequence_of(e.body), "turn": e.turn, "received": int(str(e.meta["received"]))}
+            {"key": e.key, "seq": sequence_of(e.body), "turn": e.turn, "received": int(str(e.meta.received))}
             for e in effects
-            if e.body is not None
+            if e.json is not None
         ]
         answer = await self._http.request("POST", f"/{self.name}", orjson.dumps({"worker": os.getpid(), "effects": told}))
         if answer.status == 401:

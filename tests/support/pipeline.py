@@ -51,7 +51,7 @@ class Pipeline:
         for output in outputs:
             assert output.value is not None
             if ".writes." in output.topic:
-                write = decode_write(output.value)
+                write = decode_write(output.value).whole()
                 assert output.key == write.kafka_key
                 made.append(write)
                 self.writes.append((output.topic, write))

@@ -56,8 +56,8 @@ class Target:
         if self.errors:
             raise self.errors.pop(0)
         for effect in effects:
-            if effect.body is None:
+            if (body := effect.body) is None:
                 self.held.pop(effect.key, None)
             else:
-                self.held[effect.key] = effect.body
-        return [self.answers.get(e.key) or WriteResult(Outcome.WRITTEN if e.body is not None else Outcome.DELETED) for e in effects]
+                self.held[effect.key] = body
+        return [self.answers.get(e.key) or WriteResult(Outcome.WRITTEN if e.json is not None else Outcome.DELETED) for e in effects]

@@ -10,6 +10,7 @@ from agents.targets.base import Effect
 from models.errors import CodeError, PausedError, PermanentError, TemporaryError
 from models.write import Outcome, WriteResult
 from streams.engine.stage import Abandoned
+from tests.support.effects import effect
 from tests.support.memory import MemoryPartition
 from tests.support.toy_target import Target, ToyOptions
 
@@ -39,7 +40,7 @@ class Slow(Target):
 
 
 def effects(*keys: str) -> list[Effect]:
-    return [Effect(object="things", key=key, body={"name": key}, turn=1, on_delete="mark", meta={}) for key in keys]
+    return [effect("things", key, {"name": key}) for key in keys]
 
 
 def calls(target: Target) -> Calls:

@@ -74,7 +74,7 @@ def test_without_the_revision_guard_old_overwrites_new_and_it_is_noticed(monkeyp
     real = writer.apply  # type: ignore[attr-defined]  # replaced where it is used
 
     def unguarded(state: Delivered, *args: object, **options: object) -> Decision:
-        for held in state.held.values():
+        for held in state.held:
             held.revision = -1
         return real(state, *args, **options)  # type: ignore[arg-type]
 

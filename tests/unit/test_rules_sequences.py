@@ -8,6 +8,7 @@ import pytest
 from agents.rules import versions
 from agents.rules.delivery import Delivered, apply
 from agents.rules.versions import Version, wins
+from agents.rules.writes import Json, WireWrite, decode_write, encode_write
 from models.change_event import Place, next_epoch
 from models.envelope import Reason
 from models.write import Op, Write
@@ -117,9 +118,10 @@ async def test_leaving_the_filter_is_a_delete_again_after_a_crash() -> None:
     assert write.op is Op.WRITE
 
 
-def _write(source: str, order: int, revision: int, body: dict[str, Any] | None) -> Write:
+def _write(source: str, order: int, revision: int, body: dict[str, Any] | None) -> WireWrite:
     op = Op.RELEASE if body is None else Op.WRITE
-    return Write(op=op, route="r", object="o", key="k", source=source, order=order, revision=revision, body=body, on_delete="delete")
+    write = Write(op=op, route="r", object="o", key="k", source=source, order=order, revision=revision, body=body, on_delete="delete")
+    return decode_write(encode_write(write))
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
@@ -129,15 +131,15 @@ def test_of_two_sources_of_one_key_the_first_of_the_route_wins_in_any_order(orde
         _write("acme/Lead/2", 0, 3, {"n": "lead 2"}),
         _write("acme/Lead/1", 0, 2, {"n": "lead 1"}),
     ]
-    state = Delivered()
+    state = Delivered.decode(None)
     for offset, which in enumerate(order):
         state = Delivered.decode(state.encode())
         decision = apply(state, writes[which], "live", offset)
-    assert decision.body == {"n": "lead 1"}, "the order in the route, then the lowest id"
+    assert decision.body == Json(b'{"n":"lead 1"}'), "the order in the route, then the lowest id"
     released = apply(state, _write("acme/Lead/1", 0, 5, None), "live", 3)
-    assert released.body == {"n": "lead 2"}
+    assert released.body == Json(b'{"n":"lead 2"}')
     late = apply(state, _write("acme/Lead/1", 0, 4, {"n": "late"}), "bulk", 0)
-    assert (late.stale, late.call, late.body) == (True, True, {"n": "lead 2"})
+    assert (late.stale, late.call, late.body) == (True, True, Json(b'{"n":"lead 2"}'))
     assert late.turn > released.turn > decision.turn
 
 

@@ -12,6 +12,7 @@ from agents.targets.iterable import Target, user
 from models.errors import PausedError, PermanentError, TemporaryError
 from models.flow import Target as Given
 from models.write import Body, Outcome, WriteResult
+from tests.support import effects
 
 
 class Wire:
@@ -34,15 +35,15 @@ def target(wire: Wire) -> Target:
 
 
 def effect(key: str = "a@b.example", body: Body | None = None, **more: Any) -> Effect:
-    return Effect(object="users", key=key, body=body, turn=1, on_delete=more.pop("on_delete", "mark"), meta={}, **more)
+    return effects.effect("users", key, body, **more)
 
 
 def write(key: str = "a@b.example") -> Effect:
     return effect(key, {"email": key, "dataFields": {}})
 
 
-async def outcomes(wire: Wire, *effects: Effect) -> list[WriteResult]:
-    return await target(wire).write(effects or (write(),))
+async def outcomes(wire: Wire, *given: Effect) -> list[WriteResult]:
+    return await target(wire).write(given or (write(),))
 
 
 OK = {"successCount": 1, "failCount": 0}

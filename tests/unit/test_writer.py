@@ -163,3 +163,14 @@ def test_a_source_record_leads_back_to_its_in_topic() -> None:
     assert in_topic_source("acme/Contact/003", flow) == ("acme/Contact", "003")
     assert in_topic_source("forms/a/b", flow) == ("forms", "a/b")
     assert in_topic_source("forms//b", flow) == ("forms", "/b")
+
+
+def test_values_observed_together_are_counted_as_one_by_one() -> None:
+    values = [0.0, 0.005, 0.006, 0.3, 7200.0, 7201.0, 0.3]
+    together, single = (metrics.LATENCY.labels(name, "unit", "commit") for name in ("together", "single"))
+    metrics.observe_all(together, values)
+    for value in values:
+        single.observe(value)
+    counted = [[sample[:3] for sample in series._child_samples() if sample[0] != "_created"] for series in (together, single)]
+    assert counted[0] == counted[1]
+    assert counted[0][-2:] == [("_count", {}, 7.0), ("_sum", {}, sum(values))]
