@@ -107,6 +107,8 @@ class Bulk:
         delimiter, line = str(given.get("columnDelimiter", "COMMA")), str(given.get("lineEnding", "LF"))
         if delimiter not in _DELIMITERS or line not in _LINES or given.get("contentType", "CSV") != "CSV":
             raise SalesforceError(400, "INVALIDJOB", "columnDelimiter, lineEnding or contentType is not supported")
+        if self.org.faults.take("bulk-unfit"):
+            raise SalesforceError(400, "INVALIDENTITY", "Entity is not supported by the Bulk API.")
         columns = query.columns(self.org.store, text, deleted=operation == "queryAll", schema=caller.schema, sees=caller.sees)
         most = self.org.settings.daily_bulk_jobs
         if self.org.limits.spent(JOBS):
@@ -182,6 +184,8 @@ class Bulk:
         job = self._job(request)
         if job.state != "JobComplete":
             raise SalesforceError(400, "INVALIDJOBSTATE", f"The job is in state {job.state}; its results are there when it is JobComplete")
+        if "locator" in request.query and self.org.faults.take("bulk-locator"):
+            raise SalesforceError(400, "INVALID_QUERY_LOCATOR", "invalid query locator")
         start = _offset(request.query.get("locator"), len(job.rows))
         size = self.org.page(self.org.settings.bulk_page)
         if (wish := request.query.get("maxRecords")) is not None:

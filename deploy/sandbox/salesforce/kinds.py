@@ -61,6 +61,8 @@ LOSSES = {
     "merged": Kind("change very many contacts alike in one transaction: as many ids in one event as --times says", times=300, instant=True),
     "bulk-failed": Kind("let a Bulk job fail"),
     "bulk-stuck": Kind("keep Bulk jobs InProgress", times=None),
+    "bulk-locator": Kind("refuse the next locator of a Bulk result, as if the result had expired"),
+    "bulk-unfit": Kind("make no Bulk jobs, as for an object that Bulk does not know", times=None),
     "cut-results": Kind("cut the result of a Bulk job in the middle of a row"),
 }
 """What the platform does: ways in which data goes missing, limits are met, or rights are not there."""
