@@ -89,17 +89,32 @@ def receive(flow: FlowOption = None, alone: AloneOption = False) -> None:
 
 @app.command(rich_help_panel=RUN)
 def snapshot(
-    source: Annotated[str, typer.Argument(help="What to read whole: <connection>/<sObject>.", metavar="SOURCE")],
+    sources: Annotated[list[str], typer.Argument(help="<connection>/<sObject>, or a <connection>: all of its sources.", metavar="SOURCE")],
+    where: Annotated[
+        str | None, typer.Option(metavar="CONDITION", help="Only what this says, as in SOQL; nothing is said of others.")
+    ] = None,
+    fields: Annotated[str | None, typer.Option(metavar="A,B", help="Only these columns; the others stay as they are known.")] = None,
+    via: Annotated[Literal["rest", "bulk"] | None, typer.Option(help="REST pages or a Bulk API 2.0 job; else the size decides.")] = None,
+    pause: Annotated[bool, typer.Option("--pause", help="Let what is under way wait: a SOURCE's runs, or one by its id.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Let it go on; here, where no process works on it.")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="End it for good; what it read stays.")] = False,
     flow: FlowOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Read every record of one sObject, beside the live events. Stopped or killed, the same command goes on where it was.
+    """Read records anew, beside the live events and never over them: parents before children, one sObject after another.
 
-    Example: headrace snapshot acme/Contact
+    Ctrl-C leaves it where it is, and the same command goes on, also after a kill. It waits by itself while workers or targets are far
+    behind or the org's calls run short; `headrace status` shows it. Exit code 1: COUNT() has more records, and nothing explains why.
+
+    Example: headrace snapshot acme/Contact --where "CreatedDate >= 2026-01-01T00:00:00Z" --fields Email,Title
     """
-    from deploy import runs
+    from deploy import snapshots
 
-    raise typer.Exit(runs.snapshot(flow, source, json))
+    if (asked := pause + resume + stop) > 1 or (asked and (where or fields or via)):
+        raise typer.BadParameter("one of --pause, --resume and --stop, and nothing beside it", param_hint="--pause")
+    if asked:
+        raise typer.Exit(snapshots.steer(flow, sources, "pause" if pause else "stop" if stop else "go", json))
+    raise typer.Exit(snapshots.snapshot(flow, sources, where, fields, via, json))
 
 
 @app.command(rich_help_panel=LOOK)

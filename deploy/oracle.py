@@ -72,6 +72,16 @@ def compare(salesforce: Ask, iterable: Ask, database: psycopg.Connection, schema
     return verdict
 
 
+def compare_people(salesforce: Ask, database: psycopg.Connection, *, kinds: Iterable[str] = ("Contact",), schema: str = "crm") -> Verdict:
+    """Only the table of people, of these objects."""
+    verdict = Verdict()
+    people = [r for name in kinds for r in salesforce(f"/sandbox/records?type={name}")["records"] if not r["IsDeleted"]]
+    rows = {record["Id"]: _person(record) for record in people}
+    expected = {record_id: row for record_id, row in rows.items() if row is not None}
+    _compare_table(verdict, database, schema, "person", expected, rows.keys() - expected.keys())
+    return verdict
+
+
 def _compare_table(
     verdict: Verdict, database: psycopg.Connection, schema: str, table: str, expected: dict[str, Row], held: set[str]
 ) -> None:

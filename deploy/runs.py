@@ -1,9 +1,11 @@
-"""The commands that work for a while and end: snapshot, replay, redrive, accept-loss. Progress goes to stderr, the answer to stdout.
+"""The commands that work for a while and end: replay, redrive, accept-loss, adopt. Progress goes to stderr, the answer to stdout.
 
 Each takes SIGTERM and Ctrl-C as a clean stop: what is in Kafka stays, and the same command goes on from there.
 """
 
 import asyncio
+import sys
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +15,7 @@ import orjson
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from deploy.context import choose_route, choose_source, read_all
+from deploy.context import choose_route, read_all
 from deploy.processes import stop_signals
 from models.errors import SettingsError
 from models.flow import Flow
@@ -23,36 +25,31 @@ from streams.health import Health
 from streams.log import set_up_logging
 from streams.losses import accept, losses
 from streams.replay import Replay, run_replay
-from streams.salesforce.snapshot import Run, run_snapshot
 from streams.topics import Topics, ensure
 
 T = TypeVar("T")
-Show = Callable[[int, int | None], None]
-"""Progress: how many are done, of how many (None: not known)."""
+PLAIN_SECONDS = 5.0
+"""Where stderr is no terminal, a line so often."""
 STOPPED_EARLY = 1
 
 
-def snapshot(flow_path: Path | None, source: str, as_json: bool) -> int:
-    """0 when every record was read, 1 when it was stopped before."""
-    settings, flow = read_all(flow_path)
-    choose_source(flow, source)
+class Show:
+    """Progress on stderr: a bar on a terminal, else a line every few seconds. Called with how many are done, of how many (None, 0: not
+    known), of what where that changes, and what there is to say.
+    """
 
-    async def work(settings: Settings, stop: asyncio.Event, show: Show) -> Run:
-        from agents.worker import fields_of
+    def __init__(self, what: str, progress: Progress) -> None:
+        self._what, self._progress = what, progress
+        self._task = progress.add_task(what, total=None, note="")
+        self._next, self._note = time.monotonic() + PLAIN_SECONDS, ""
 
-        fields = fields_of(flow)[source]
-        return await run_snapshot(settings, flow, source, fields, stop=stop, progress=lambda run: show(run.rows, run.total))
-
-    run = run_with_bar("snapshot", settings, flow, source, work)
-    done = run.state == "done"
-    _answer(
-        as_json,
-        {"run": run.run, "source": source, "rows": run.rows, "state": run.state},
-        f"{source}: {run.rows:,} records are on their way (run {run.run})."
-        if done
-        else f"{source}: stopped after {run.rows:,} of {run.total:,} records; the same command goes on from there.",
-    )
-    return 0 if done else STOPPED_EARLY
+    def __call__(self, done: int, total: int | None, note: str = "", what: str | None = None) -> None:
+        self._what = what or self._what
+        self._progress.update(self._task, completed=done, total=total or None, note=note, description=self._what)
+        held = "" if note[:1].isdigit() else note.partition(":")[0]
+        if self._progress.disable and (time.monotonic() > self._next or held != self._note):
+            self._next, self._note = time.monotonic() + PLAIN_SECONDS, held
+            print(f"{self._what}: {done:,}{f' of {total:,}' if total else ''}{f', {note}' if note else ''}", file=sys.stderr, flush=True)
 
 
 def replay(flow_path: Path | None, route: str, begin: str, end: str, run_id: str | None, as_json: bool) -> int:
@@ -72,7 +69,7 @@ def replay(flow_path: Path | None, route: str, begin: str, end: str, run_id: str
         sentence += f"; {state.skipped:,} were themselves repeats, {state.left_out:,} could not be repeated"
     if not state.done:
         sentence += f"; stopped early: headrace replay {route} --from {begin} --run {state.run} goes on"
-    _answer(as_json, facts, f"{sentence}.")
+    answer(as_json, facts, f"{sentence}.")
     return 0 if state.done else STOPPED_EARLY
 
 
@@ -89,7 +86,7 @@ def redrive(flow_path: Path | None, what: str, as_json: bool) -> int:
             *(f"stays dead: {i}: {why}" for i, why in done.left.items()),
         ]
     )
-    _answer(as_json, {"run": done.run, "sent": list(done.sent), "left": dict(done.left)}, sentence)
+    answer(as_json, {"run": done.run, "sent": list(done.sent), "left": dict(done.left)}, sentence)
     return 1 if done.left else 0
 
 
@@ -100,11 +97,11 @@ def accept_loss(flow_path: Path | None, what: str | None, as_json: bool) -> int:
     open_ = asyncio.run(losses(settings, what))
     if what is None:
         lines = [f"{letter.id}: {letter.reason}" for letter in open_] or ["nothing was lost"]
-        _answer(as_json, {"open": {letter.id: letter.reason for letter in open_}}, "\n".join(lines))
+        answer(as_json, {"open": {letter.id: letter.reason for letter in open_}}, "\n".join(lines))
         return 1 if open_ else 0
     done = asyncio.run(accept(settings, flow, open_))
     sentence = "\n".join(f"{one.id}: goes on at offset {one.offset}; {one.todo}" for one in done) or "nothing was lost"
-    _answer(as_json, {"accepted": {one.id: {"offset": one.offset, "todo": one.todo} for one in done}}, sentence)
+    answer(as_json, {"accepted": {one.id: {"offset": one.offset, "todo": one.todo} for one in done}}, sentence)
     return 0
 
 
@@ -155,12 +152,12 @@ def run_with_bar(role: str, settings: Settings, flow: Flow, what: str, work: Cal
 
 @contextmanager
 def _bar(what: str) -> Iterator[Show]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TaskProgressColumn(), TimeRemainingColumn(),
+               TextColumn("{task.fields[note]}", markup=False))  # fmt: skip
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        yield Show(what, progress)
 
 
-def _answer(as_json: bool, facts: dict[str, Any], sentence: str) -> None:
+def answer(as_json: bool, facts: dict[str, Any], sentence: str) -> None:
     print(orjson.dumps(facts, option=orjson.OPT_SORT_KEYS).decode() if as_json else sentence)

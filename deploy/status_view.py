@@ -23,6 +23,8 @@ def render(status: Status) -> Group:
         parts.append(_latencies(status))
     if status.channels:
         parts.append(_channels(status))
+    if status.snapshots:
+        parts.append(_snapshots(status))
     parts.append(_processes(status))
     if status.dead:
         parts.append(_dead(status))
@@ -99,6 +101,20 @@ def _channels(status: Status) -> Table:
         short = one.loss is not None and one.loss < SHORT_SECONDS and one.up is not True
         left = "" if one.epoch is None else age(one.loss)
         table.add_row(escape(one.connection), escape(one.channel), state, *where, f"[red]{left}[/red]" if short else left)
+    return table
+
+
+def _snapshots(status: Status) -> Table:
+    numbers = ("rows", "of", "a second", "left")
+    table = _table("snapshots", ("source", "run", "state", "way", *numbers, ""), numbers)
+    for one in status.snapshots:
+        idle = one.state in ("running", "paused") and not one.worked
+        style = {"failed": "red", "done": "green", "running": "green"}.get(one.state, "yellow")
+        state = "[yellow]no process works on it[/yellow]" if idle else f"[{style}]{one.state}[/{style}]"
+        rate = f"{one.rate:,.0f}" if one.worked else ""
+        left = age(one.left) if one.left is not None else ""
+        total = f"{one.total:,}" if one.total else "?"
+        table.add_row(escape(one.source), escape(one.run), state, one.way, f"{one.rows:,}", total, rate, left, escape(one.note))
     return table
 
 

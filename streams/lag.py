@@ -97,7 +97,8 @@ class LagWatch:
     async def read(self) -> list[Lag]:
         """One Lag per topic that exists, in the order of the flow. Raises TemporaryError when Kafka is away."""
         try:
-            return await asyncio.wait_for(self._read(), 3 * PATIENCE)
+            async with asyncio.timeout(3 * PATIENCE):
+                return await self._read()
         except (KafkaError, OSError, TimeoutError) as error:
             await self.close()
             raise TemporaryError(f"Kafka at {self._settings.kafka} did not say how far the stages are ({type(error).__name__})") from None

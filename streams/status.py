@@ -23,10 +23,13 @@ from streams.kafka import admin
 from streams.lag import Lag, LagWatch, disk_free, salesforce_loss
 from streams.publish import read_all
 from streams.salesforce.positions import position_key, read_positions
+from streams.salesforce.runs import Run, snapshot_runs
 from streams.scrape import Samples, by_label, quantile, scrape, total
 from streams.topics import Topics, sources
 
 ALIVE_SECONDS = 15.0
+ENDED_SECONDS = 3600.0
+"""So long a snapshot that ended is shown."""
 FORGOTTEN_SECONDS = 86_400.0
 KAFKA_SECONDS = 20.0
 
@@ -100,6 +103,25 @@ class Channel:
 
 
 @dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A snapshot run, open or ended not long ago. `left`: seconds to its end at the rate of late (None: not known). `worked` false: open,
+    and no process works on it.
+    """
+
+    run: str
+    source: str
+    state: str
+    way: str
+    rows: int
+    total: int
+    rate: float
+    left: float | None
+    worked: bool
+    note: str
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """All of it. `unknown` says in sentences what could not be asked."""
 
@@ -110,6 +132,7 @@ class Status:
     latencies: list[Latency]
     dead: list[Cause]
     channels: list[Channel]
+    snapshots: list[Snapshot]
     paused: list[str]
     kafka_loss: float | None
     disk_free: int | None
@@ -127,6 +150,7 @@ async def collect(settings: Settings, flow: Flow) -> Status:
     lags: list[Lag] = []
     processes: list[Process] = []
     dead: list[Cause] = []
+    snapshots: list[Snapshot] = []
     stored: dict[str, tuple[int, int | None, int | None, float | None]] = {}
     try:
         async with asyncio.timeout(KAFKA_SECONDS):
@@ -135,6 +159,8 @@ async def collect(settings: Settings, flow: Flow) -> Status:
                 processes = _processes((r.key, r.value) for r in await read_all(settings, topics.processes))
             if topics.dead_letters in there:
                 dead = _causes((r.key, r.value) for r in await read_all(settings, topics.dead_letters))
+            if topics.runs in there:
+                snapshots = _snapshots((await snapshot_runs(settings)).values())
             if topics.positions in there:
                 for key, p in (await read_positions(settings)).items():
                     stored[key] = (p.epoch, p.position, p.second, salesforce_loss(p))
@@ -161,6 +187,7 @@ async def collect(settings: Settings, flow: Flow) -> Status:
         latencies=_latencies(samples),
         dead=dead,
         channels=_channels(flow, samples, stored),
+        snapshots=snapshots,
         paused=sorted(dict(labels).get("target", "") for labels, v in samples.get("headrace_target_paused", {}).items() if v),
         kafka_loss=min((lag.loss for lag in lags if lag.loss is not None), default=None),
         disk_free=min(disk, default=disk_free(settings.state)),
@@ -215,6 +242,20 @@ def _causes(records: Iterable[tuple[bytes | None, bytes | None]]) -> list[Cause]
         last = max(group, key=lambda letter: letter.at)
         found.append(Cause(cause, last.stage, last.route, len(group), last.reason, last.at))
     return sorted(found, key=lambda c: (-c.count, c.cause))
+
+
+def _snapshots(runs: Iterable[Run]) -> list[Snapshot]:
+    """The last that began comes first."""
+    now, found = time.time(), []
+    for run in sorted(runs, key=lambda r: -r.started):
+        silent = now - run.at / 1000
+        worked = run.open and bool(run.owner) and silent < ALIVE_SECONDS
+        left = (run.total - run.rows) / run.rate if worked and run.rate > 0 and run.total >= run.rows else None
+        if run.open or silent < ENDED_SECONDS:
+            found.append(
+                Snapshot(run.run, run.source, run.state, run.way, run.rows, run.total, run.rate, left, worked, run.why or run.note, run.at)
+            )
+    return found
 
 
 def _hops(topics: Topics, flow: Flow, samples: Samples, lags: Mapping[str, Lag]) -> list[Hop]:

@@ -4,28 +4,22 @@ The only writer is the subscriber that leads the channel, in the transaction of 
 durable: its events are in Kafka. Positions are Salesforce's replay ids, never computed, only received.
 """
 
-import asyncio
 import time
 from dataclasses import asdict, dataclass, replace
 from typing import Literal, NamedTuple
 
 import orjson
-import structlog
-from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaError
 
 from models.change_event import FIRST_EPOCH, Place
-from models.errors import FatalError, TemporaryError
+from models.errors import FatalError
 from models.flow import Salesforce
 from models.settings import Settings
 from streams.engine.stage import Output
-from streams.publish import close_consumer, partition_of, read_all, read_committed_consumer
+from streams.follow import Followed
+from streams.publish import read_all
 from streams.topics import Topics
 
-log = structlog.get_logger()
-
 Start = Literal["new", "retained"]
-PATIENCE = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,72 +110,30 @@ def output(topics: Topics, connection: str, channel: str, position: Position) ->
 
 async def read_positions(settings: Settings) -> dict[str, Position]:
     """All stored positions by key, as committed now. Raises TemporaryError, FatalError."""
-    topic = Topics(settings.installation).positions
     found: dict[str, Position] = {}
-    for record in await read_all(settings, topic):
-        _keep(found, record.key, record.value)
-    return found
-
-
-def _keep(found: dict[str, Position], raw_key: bytes | None, value: bytes | None) -> None:
-    key = (raw_key or b"").decode(errors="replace")
-    if value is None:
+    for record in await read_all(settings, Topics(settings.installation).positions):
+        key = (record.key or b"").decode(errors="replace")
         found.pop(key, None)
-    else:
-        found[key] = Position.parse(key, value)
+        if record.value is not None:
+            found[key] = Position.parse(key, record.value)
+    return found
 
 
 class Positions:
     """Follows the positions topic, for readers of rows. Started by the first question."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._topic = Topics(settings.installation).positions
-        self._found: dict[str, Position] = {}
-        self._consumer: AIOKafkaConsumer | None = None
-        self._lock = asyncio.Lock()
+        self._followed = Followed(settings, Topics(settings.installation).positions)
 
     async def durable(self, connection: str, config: Salesforce, sobject: str) -> Durable:
-        """The position committed when this was called: read it before the row. Raises TemporaryError when Kafka is away."""
+        """The position committed when this was called: read it before the row. Raises TemporaryError when Kafka is away, FatalError."""
         channel = config.channel_of(sobject)
         key = position_key(connection, channel)
-        await self._catch_up(partition_of(key.encode(), self._settings.partitions))
-        found = self._found.get(key)
-        if found is None:
+        if (raw := await self._followed.get(key)) is None:
             return Durable(channel, FIRST_EPOCH, -1)
+        found = Position.parse(key, raw)
         return Durable(channel, found.epoch, -1 if found.position is None else found.position)
 
     async def stop(self) -> None:
         """Close."""
-        if (consumer := self._consumer) is not None:
-            self._consumer = None
-            await close_consumer(consumer)
-
-    async def _catch_up(self, number: int) -> None:
-        part = TopicPartition(self._topic, number)
-        async with self._lock:
-            try:
-                async with asyncio.timeout(PATIENCE):
-                    if self._consumer is None:
-                        await self._start()
-                    consumer = self._consumer
-                    if consumer is None:
-                        raise TemporaryError("the reader of positions was stopped")
-                    end = (await consumer.end_offsets([part]))[part]
-                    while await consumer.position(part) < end:
-                        for records in (await consumer.getmany(timeout_ms=50)).values():
-                            for record in records:
-                                _keep(self._found, record.key, record.value)
-            except (KafkaError, TimeoutError) as error:
-                await self.stop()
-                raise TemporaryError(f"the stored positions cannot be read now ({type(error).__name__})") from error
-
-    async def _start(self) -> None:
-        consumer = read_committed_consumer(self._settings)
-        try:
-            await consumer.start()
-        except BaseException:
-            await close_consumer(consumer)
-            raise
-        consumer.assign([TopicPartition(self._topic, p) for p in range(self._settings.partitions)])
-        self._found, self._consumer = {}, consumer
+        await self._followed.stop()

@@ -22,7 +22,8 @@ from streams.salesforce.positions import Positions
 from streams.salesforce.rest import IDS_PER_CALL, Rest
 from streams.salesforce.retry import retried
 from streams.salesforce.rows import read_again
-from streams.salesforce.snapshot import run_snapshot, snapshot_runs
+from streams.salesforce.runs import snapshot_runs
+from streams.salesforce.snapshot import run_snapshot
 from streams.topics import Topics
 
 log = structlog.get_logger()

@@ -8,11 +8,10 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import orjson
@@ -29,6 +28,7 @@ from streams.salesforce.limits import DAILY_CALLS, LimitReachedError, Step, refu
 from streams.salesforce.oauth import Token, second_of
 
 Row = dict[str, Any]
+T = TypeVar("T")
 TIMEOUT = (10.0, 130.0)
 """Seconds to connect, seconds without a byte. Salesforce ends a query after 120 s."""
 IDS_PER_CALL = 200
@@ -126,9 +126,10 @@ class Rest:
             rows += _records(body)
         return Answer(rows, total, second)
 
-    async def count(self, sobject: str, purpose: str = "count") -> int:
-        """How many live records there are."""
-        return (await self.query(f"SELECT COUNT() FROM {check_name(sobject)}", purpose)).total  # noqa: S608
+    async def count(self, sobject: str, purpose: str, *, where: str = "", deleted: bool = False) -> Answer:
+        """How many records there are (`total`), of those that `where` says (checked SOQL); live ones, or `deleted` ones too."""
+        only = f" WHERE {where}" if where else ""
+        return await self.query(f"SELECT COUNT() FROM {check_name(sobject)}{only}", purpose, deleted=deleted)  # noqa: S608
 
     async def by_ids(self, sobject: str, fields: Sequence[str], ids: Sequence[str], purpose: str) -> Answer:
         """Rows of these ids, deleted ones too, in any order; those that are not there are missing. At most 200 ids a call."""
@@ -145,14 +146,13 @@ class Rest:
         return Answer(list(rows.values()), len(rows), second or 0)
 
     async def page(
-        self, sobject: str, fields: Sequence[str], after: str, purpose: str, *, deleted: bool = False, since: int = 0, limit: int = PAGE
+        self, sobject: str, fields: Sequence[str], after: str, purpose: str, *, deleted: bool = False, where: str = "", limit: int = PAGE
     ) -> Answer:
-        """The next rows by Id, of those changed since an epoch second; fewer than `limit` are the last ones."""
+        """The next rows by Id, of those that `where` says (checked SOQL); fewer than `limit` are the last ones."""
         first, *others = split_fields(fields)
         terms = [f"Id > '{check_id(after)}'"] if after else []
-        terms += [f"SystemModstamp >= {datetime.fromtimestamp(since, UTC):%Y-%m-%dT%H:%M:%SZ}"] if since else []
-        where = f" WHERE {' AND '.join(terms)}" if terms else ""
-        soql = f"SELECT {','.join(first)} FROM {check_name(sobject)}{where} ORDER BY Id LIMIT {limit}"  # noqa: S608
+        only = f" WHERE {' AND '.join([*terms, *([where] if where else [])])}" if terms or where else ""
+        soql = f"SELECT {','.join(first)} FROM {check_name(sobject)}{only} ORDER BY Id LIMIT {limit}"  # noqa: S608
         answer = await self.query(soql, purpose, deleted=deleted)
         if others and answer.rows:
             rows = {row["Id"]: row for row in answer.rows}
@@ -182,20 +182,50 @@ class Rest:
                 await self.limits()
 
     async def _get(self, path: str, purpose: str) -> tuple[Row, int]:
-        """Body and the source's clock. A 401 gets one new token, once."""
+        """Body and the source's clock."""
+        return await self.send(path, purpose, lambda reply: (json_of(reply, path), clock_of(reply)))
+
+    async def send(
+        self,
+        path: str,
+        purpose: str,
+        read: Callable[[requests.Response], T],
+        *,
+        method: str = "GET",
+        errors: Callable[[int, Any], HeadraceError] = classify,
+        **how: Any,
+    ) -> T:
+        """One call, as what `read` makes of its reply in a thread; `how` is as `requests` takes it. A 401 gets one new token, once.
+
+        Raises the four classes, of a refused call what `errors` makes of status and content.
+        """
+
+        def call(token: Token) -> tuple[T, str | None]:
+            client = self._client(token)
+            url = f"{token.instance_url}{path}" if path.startswith("/") else f"{client.base_url}{path}"
+            try:
+                reply = client._call_salesforce(method, url, timeout=TIMEOUT, allow_redirects=False, **how)
+            except SalesforceError as error:
+                if error.status == 401 and "not valid for use with the REST API" not in str(error.content):
+                    raise _ExpiredError from None
+                raise errors(error.status, error.content) from None
+            except (requests.RequestException, OSError) as error:
+                raise TemporaryError(f"Salesforce ({self.connection}) is not to be reached by REST ({type(error).__name__})") from None
+            return read(reply), reply.headers.get("Sforce-Limit-Info")
+
         token = await self._login.token()
         try:
-            return await self._admitted(token, path, purpose)
+            return await self._admitted(token, purpose, call)
         except _ExpiredError:
             self._login.reject(token)
         token = await self._login.token()
         try:
-            return await self._admitted(token, path, purpose)
+            return await self._admitted(token, purpose, call)
         except _ExpiredError:
             self._login.reject(token)
             raise TemporaryError(f"Salesforce does not accept a token of {self.connection} that it has just given") from None
 
-    async def _admitted(self, token: Token, path: str, purpose: str) -> tuple[Row, int]:
+    async def _admitted(self, token: Token, purpose: str, call: Callable[[Token], tuple[T, str | None]]) -> T:
         """One call, if the limits guard lets it through."""
         budget, header, outcome = self._login.budget, None, "failed"
         try:
@@ -205,7 +235,7 @@ class Rest:
             raise
         self.calls[purpose] += 1
         try:
-            body, second, header = await asyncio.to_thread(self._call, token, path)
+            found, header = await asyncio.to_thread(call, token)
             outcome = "ok"
         except (PermanentError, PausedError):
             outcome = "refused"
@@ -220,29 +250,7 @@ class Rest:
             metrics.API_STEP.labels(self.connection).set(budget.step)
             if budget.left is not None:
                 metrics.LIMIT_LEFT.labels(self.connection, DAILY_CALLS).set(budget.left)
-        return body, second
-
-    def _call(self, token: Token, path: str) -> tuple[Row, int, str | None]:
-        client = self._client(token)
-        url = f"{token.instance_url}{path}" if path.startswith("/") else f"{client.base_url}{path}"
-        try:
-            reply = client._call_salesforce("GET", url, timeout=TIMEOUT, allow_redirects=False)
-        except SalesforceError as error:
-            if error.status == 401 and "not valid for use with the REST API" not in str(error.content):
-                raise _ExpiredError from None
-            raise classify(error.status, error.content) from None
-        except (requests.RequestException, OSError) as error:
-            raise TemporaryError(f"Salesforce ({self.connection}) is not to be reached by REST ({type(error).__name__})") from None
-        try:
-            body = orjson.loads(reply.content)
-        except orjson.JSONDecodeError:
-            raise TemporaryError("Salesforce answered with something that is no JSON (maintenance page?)") from None
-        if isinstance(body, list) and path == "sobjects":
-            body = {"sobjects": body}
-        if not isinstance(body, dict):
-            raise TemporaryError(f"Salesforce answered with an odd body ({type(body).__name__})")
-        second = second_of(reply.headers.get("Date"))
-        return body, int(time.time()) if second is None else second, reply.headers.get("Sforce-Limit-Info")
+        return found
 
     def _client(self, token: Token) -> Client:
         with self._making:
@@ -260,6 +268,25 @@ class Rest:
 
 class _ExpiredError(Exception):
     """A 401 that a new token may cure."""
+
+
+def json_of(reply: requests.Response, path: str = "") -> Row:
+    """The JSON object of a reply; the list of all sObjects as one. Raises TemporaryError where it is none."""
+    try:
+        body = orjson.loads(reply.content)
+    except orjson.JSONDecodeError:
+        raise TemporaryError("Salesforce answered with something that is no JSON (maintenance page?)") from None
+    if isinstance(body, list) and path == "sobjects":
+        body = {"sobjects": body}
+    if not isinstance(body, dict):
+        raise TemporaryError(f"Salesforce answered with an odd body ({type(body).__name__})")
+    return body
+
+
+def clock_of(reply: requests.Response) -> int:
+    """The source's clock when it answered, epoch s; ours where it says none."""
+    second = second_of(reply.headers.get("Date"))
+    return int(time.time()) if second is None else second
 
 
 def _records(body: Row) -> list[Row]:

@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 
@@ -48,3 +48,13 @@ async def retried(action: Callable[[], Awaitable[T]], what: str, backoff: Backof
             seconds = backoff.after(error)
             log.warning("waiting", what=what, seconds=round(seconds, 1), reason=scrub(error.reason), paused=isinstance(error, PausedError))
             await asyncio.sleep(seconds)
+
+
+async def ended(*tasks: "asyncio.Task[Any]") -> None:
+    """Cancel them until they have ended: a cancellation that comes as a `wait_for` within returns is lost in Python 3.11."""
+    while left := [task for task in tasks if not task.done()]:
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=1.0)
+    for task in tasks:
+        task.cancelled() or task.exception()  # seen

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 import orjson
 
 from models.dead_letter import dead_letter
-from models.envelope import Envelope, Kind, Reason
+from models.envelope import Envelope, Headers, Kind, Reason
 from streams import metrics
 from streams.engine.stage import Output
 from streams.publish import MAX_RECORD
@@ -16,11 +16,22 @@ from streams.salesforce.rest import Row
 from streams.topics import Topics
 
 
-def row_output(
-    topics: Topics, source: str, row: Row, durable: Durable, *, reason: Reason, run: str, bulk: bool, gone: int | None = None
-) -> Output:
-    """The record; a dead letter when Kafka would not take it. `durable`: read before the row. `gone`: epoch s at which there was none."""
-    key, value, now = row["Id"].encode(), orjson.dumps(row), int(time.time() * 1000)
+def row_outputs(
+    topics: Topics,
+    source: str,
+    rows: Iterable[tuple[bytes, bytes]],
+    durable: Durable,
+    *,
+    reason: Reason,
+    run: str,
+    bulk: bool,
+    gone: int | None = None,
+) -> list[Output]:
+    """Records of rows (key, JSON) that were read together; a dead letter in the place of one that Kafka would not take.
+
+    `durable`: read before the rows. `gone`: epoch s at which there was none.
+    """
+    now = int(time.time() * 1000)
     headers = Envelope(
         kind=Kind.ROW,
         reason=reason,
@@ -32,8 +43,15 @@ def row_output(
         run=run,
     ).headers()
     topic = topics.inbound(source, bulk=bulk)
-    if len(value) + 2_000 <= MAX_RECORD:
-        return Output(topic, key, value, headers)
+    return [
+        Output(topic, key, value, headers)
+        if len(value) + 2_000 <= MAX_RECORD
+        else _too_large(topics, source, key, value, topic, headers, run, now)
+        for key, value in rows
+    ]
+
+
+def _too_large(topics: Topics, source: str, key: bytes, value: bytes, topic: str, headers: Headers, run: str, now: int) -> Output:
     letter = dead_letter(
         stage="fetch",
         reason=f"a row of {source} is too large for Kafka ({len(value):,} bytes): map fewer large fields of it",
@@ -46,9 +64,17 @@ def row_output(
         value=value if len(value) <= KEPT_BYTES else None,
         headers=headers,
         redrive_to=topic,
-    ).model_copy(update={"id": f"{run}/{row['Id']}"})
+    ).model_copy(update={"id": f"{run}/{key.decode()}"})
     metrics.DEAD.labels("fetch", "", "TooLarge").inc()
     return Output(topics.dead_letters, letter.id.encode(), orjson.dumps(letter.model_dump(exclude_none=True)))
+
+
+def row_output(
+    topics: Topics, source: str, row: Row, durable: Durable, *, reason: Reason, run: str, bulk: bool, gone: int | None = None
+) -> Output:
+    """As `row_outputs`, of one."""
+    pair = row["Id"].encode(), orjson.dumps(row)
+    return row_outputs(topics, source, [pair], durable, reason=reason, run=run, bulk=bulk, gone=gone)[0]
 
 
 def read_again(

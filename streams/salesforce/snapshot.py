@@ -1,97 +1,50 @@
-"""All live records of an sObject, read by REST pages in the order of their ids, into the bulk lane.
+"""All records of an sObject, or those of a condition, into the bulk lane: by REST pages in the order of their ids, or by a Bulk job.
 
-The rows of a page and how far the run is are one Kafka transaction, so a run that was killed goes on exactly behind the last page that is
-in Kafka. `began` is the position that was durable before the page was read: an event above it may be newer than the row, one at or below it
-is in the row. A run that repairs (`by`) reads deleted records too, of what changed since a time; in any other there is nothing to undo.
+The rows and how far the run is are one Kafka transaction, so a run that was killed goes on exactly behind the last rows that are in Kafka.
+`began` is the position that was durable before a page was read, or a job was made: an event above it may be newer than the row, one at or
+below it is in the row. A run that repairs (`by`) reads deleted records too, of what changed since a time; in any other nothing is said of
+what was not read.
 """
 
 import asyncio
 import hashlib
 import time
-import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import replace
 
 import orjson
 import structlog
 
 from models.envelope import Reason
-from models.errors import FatalError, PermanentError, SettingsError, TemporaryError
+from models.errors import FatalError, PausedError, PermanentError, SettingsError, TemporaryError
 from models.flow import Flow, Salesforce, is_event
 from models.settings import Settings
 from streams import metrics
-from streams.engine.stage import Output
-from streams.publish import TransactionalPublisher, read_all
 from streams.salesforce.auth import Login
+from streams.salesforce.brake import Brake
+from streams.salesforce.bulk import JOBS, Bulk
+from streams.salesforce.conditions import all_of, changed_since, literal
+from streams.salesforce.jobs import JobReader, Query, drop
+from streams.salesforce.keeper import Keeper, Progress, StoppedError, others
+from streams.salesforce.limits import parse_limits
 from streams.salesforce.positions import Durable, Positions
-from streams.salesforce.rest import PAGE, Answer, Rest, Row
-from streams.salesforce.retry import retried
-from streams.salesforce.rows import row_output
+from streams.salesforce.rest import PAGE, Answer, Rest
+from streams.salesforce.retry import ended, retried
+from streams.salesforce.rows import row_outputs
+from streams.salesforce.runs import Run, Way, ask, new_id, snapshot_runs
 from streams.salesforce.tokens import Vault
 from streams.topics import Topics
 
 log = structlog.get_logger()
 
-Progress = Callable[["Run"], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Value of a snapshot's record in the `runs` topic; its key is `run`.
-
-    source    "<connection>/<sObject>"
-    state     wanted (not begun) | running | done | failed; `why` says why it failed
-    by        command | first | repair: who asked for it; since: epoch s, of a repair: only what changed since then
-    last      id of the last record read, "" before the first; rows: how many are in Kafka; total: how many there were at the begin
-    fields    fingerprint of the columns read
-    """
-
-    run: str
-    source: str
-    state: Literal["wanted", "running", "done", "failed"] = "wanted"
-    by: Literal["command", "first", "repair"] = "command"
-    since: int = 0
-    last: str = ""
-    rows: int = 0
-    total: int = 0
-    fields: str = ""
-    started: int = 0
-    at: int = 0
-    why: str = ""
-
-    def output(self, topics: Topics) -> Output:
-        """The record that stores the run."""
-        value = {"kind": "snapshot"} | asdict(replace(self, at=int(time.time() * 1000)))
-        return Output(topics.runs, self.run.encode(), orjson.dumps(value, option=orjson.OPT_SORT_KEYS))
-
-    @property
-    def open(self) -> bool:
-        """Still to be worked on."""
-        return self.state in ("wanted", "running")
-
-
-def parse_run(key: bytes | None, value: bytes | None) -> Run | None:
-    """A snapshot's run; None for a deleted one and for runs of another kind. Raises FatalError."""
-    if value is None:
-        return None
-    try:
-        found: dict[str, Any] = orjson.loads(value)
-        if found.pop("kind", None) != "snapshot":
-            return None
-        return Run(**{name: found[name] for name in Run.__dataclass_fields__ if name in found})
-    except (ValueError, TypeError, AttributeError) as error:
-        raise FatalError(f"run {key!r} in the runs topic is damaged ({error}); delete it and start the snapshot anew") from None
-
-
-async def snapshot_runs(settings: Settings) -> dict[str, Run]:
-    """All snapshot runs by run id. Raises TemporaryError, FatalError."""
-    found: dict[str, Run] = {}
-    for record in await read_all(settings, Topics(settings.installation).runs):
-        if (run := parse_run(record.key, record.value)) is not None:
-            found[run.run] = run
-    return found
+BULK_FROM = 50_000
+"""From so many records on a job is made. Below, 25 calls of REST are done before Salesforce has as much as begun a job, which takes half a
+minute and more; above, a job costs a call for 50,000 rows where REST takes 25."""
+SPARE = 0.1
+"""Of the org's Bulk jobs of the day so many are left to others."""
+ALWAYS = ("Id", "IsDeleted", "SystemModstamp")
+"""In every row, whatever else was asked for."""
+WHAT = "snapshot"
 
 
 async def run_snapshot(
@@ -101,17 +54,21 @@ async def run_snapshot(
     fields: Sequence[str],
     *,
     run_id: str | None = None,
+    where: str = "",
+    only: Sequence[str] = (),
+    via: Way | None = None,
     progress: Progress | None = None,
     stop: asyncio.Event | None = None,
     rest: Rest | None = None,
     repair_since: int | None = None,
 ) -> Run:
-    """Read `source` ("acme/Contact") into its bulk in-topic; the finished (or, after `stop`, unfinished) run.
+    """Read `source` ("acme/Contact") into its bulk in-topic; the finished (stopped, or after `stop` unfinished) run.
 
-    Without `run_id` an unfinished run of the same source and columns that a command began is continued, else a new one begins.
-    `repair_since`: only what changed since then (epoch s, 0 = all), deleted records too; the named run is that of a repair.
-    `progress` is called after each page. A Salesforce or Kafka that is away is waited for. Raises SettingsError (no such source),
-    PermanentError (a field that does not exist), FatalError (another process works on this run).
+    Without `run_id` an unfinished run of the same source, columns and condition that a command began is continued, else a new one begins.
+    `where`: a checked SOQL condition; `only`: of the fields these; `via`: instead of by size. `repair_since`: only what changed since then
+    (epoch s, 0 = all), deleted records too; the named run is that of a repair.
+    `progress` is called after each transaction. A Salesforce or Kafka that is away is waited for. Raises SettingsError (no such source or
+    field; another process works on the run), PermanentError (Salesforce refuses the query), FatalError (another process took over).
     """
     connection, _, sobject = source.partition("/")
     config = flow.connections.get(connection)
@@ -121,116 +78,193 @@ async def run_snapshot(
         raise SettingsError(
             f"no route reads {source}: a snapshot needs a source of the form connection/sObject that a route names in `from:`"
         )
-    topics, positions = Topics(settings.installation), Positions(settings)
     own = rest or Rest(connection, config, Login(connection, config, flow.folder, vault=Vault.of(settings)))
-    print_of = hashlib.sha256(",".join(sorted(fields)).encode()).hexdigest()[:12]
-    begin = Run(run=run_id or "", source=source)
+    begin = Run(run_id or "", source, where=where, only=",".join(only), via=via or "")
     if repair_since is not None:
         begin = replace(begin, by="repair", since=repair_since)
-    work = _Work(settings, topics, own, config, positions, begin, fields, progress)
-    waiting = asyncio.create_task((stop or asyncio.Event()).wait())
-    task = asyncio.create_task(work.run(print_of))
+    begin = await retried(lambda: _alone(settings, begin, fields), WHAT)
+    brake, positions = Brake(settings, flow, source), Positions(settings)
+    keeper = Keeper(settings, begin, progress, lambda: brake.why)
+    work = _Work(settings, own, config, positions, keeper, fields)
+    waiting, braking = asyncio.create_task((stop or asyncio.Event()).wait()), asyncio.create_task(brake.run())
+    task = asyncio.create_task(work.run())
     try:
         await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-            return work.at
-        return task.result()
+            await ended(task)
+        return keeper.at if task.cancelled() else task.result()
     finally:
-        waiting.cancel()
-        task.cancel()
-        await asyncio.wait([task])
+        await ended(waiting, task, braking)
+        await keeper.leave()
         await positions.stop()
 
 
+async def _alone(settings: Settings, begin: Run, fields: Sequence[str]) -> Run:
+    """The run that is named, else the one that the same command began, else a new one.
+
+    Raises SettingsError while another process works on it. (A subscriber and its repairs lead their channel alone: they need not look.)
+    """
+    runs = await snapshot_runs(settings)
+    if begin.run:
+        run = runs.get(begin.run, begin)
+    else:
+        prints = ("", _print(_columns(fields, begin.only)))
+        mine = [run for run in runs.values() if run.open and run.asked == begin.asked and run.fields in prints]
+        run = max(mine, key=lambda r: r.started, default=replace(begin, run=new_id()))
+    if run.by == "command" and run.open:
+        if await others(settings, run):
+            raise SettingsError(
+                f"process {run.owner} works on run {run.run} of {run.source}: `headrace status` shows how far it is, "
+                f"`headrace snapshot {run.run} --stop` ends it"
+            )
+        if run.run in runs and not begin.run:  # whoever says the command again does not want it paused
+            await ask(settings, run.run, "go")
+    return run
+
+
+def _columns(fields: Sequence[str], only: str) -> tuple[str, ...]:
+    """What is selected. Raises SettingsError for a field that no route of the source needs."""
+    if not only:
+        return tuple(fields)
+    named = [name for name in only.split(",") if name]
+    known = {name.lower(): name for name in fields}
+    if unknown := [name for name in named if name.lower() not in known]:
+        raise SettingsError(f"--fields: no route reads {', '.join(unknown)}; there are: {', '.join(fields)}")
+    return tuple(dict.fromkeys((*(name for name in ALWAYS if name in fields), *(known[name.lower()] for name in named))))
+
+
+def _print(columns: Sequence[str]) -> str:
+    return hashlib.sha256(",".join(sorted(columns)).encode()).hexdigest()[:12]
+
+
 class _Work:
-    """One run, page by page."""
+    """One run, read to its end."""
 
     def __init__(
-        self,
-        settings: Settings,
-        topics: Topics,
-        rest: Rest,
-        config: Salesforce,
-        positions: Positions,
-        begin: Run,
-        fields: Sequence[str],
-        progress: Progress | None,
+        self, settings: Settings, rest: Rest, config: Salesforce, positions: Positions, keeper: Keeper, fields: Sequence[str]
     ) -> None:
-        self._settings, self._topics, self._rest, self._config, self._positions = settings, topics, rest, config, positions
-        self._connection, _, self._sobject = begin.source.partition("/")
-        self._fields, self._progress = tuple(fields), progress
-        self._reason = Reason.REPAIR if begin.by == "repair" else Reason.SNAPSHOT
-        self.at = begin
+        self._rest, self._config, self._positions, self._keeper, self._all = rest, config, positions, keeper, fields
+        self._topics = Topics(settings.installation)
+        self._connection, _, self._sobject = keeper.at.source.partition("/")
+        repairs = keeper.at.by == "repair"
+        self._reason, self._deleted = Reason.REPAIR if repairs else Reason.SNAPSHOT, repairs
+        self._bulk = Bulk(rest, self._reason.value)
+        self._fields: tuple[str, ...] = ()
+        self._where = ""
 
-    async def run(self, print_of: str) -> Run:
-        source = self.at.source
-        asked: str | None = self.at.run or None
-        run_id = asked or await retried(lambda: self._unfinished(source, print_of), "snapshot") or f"snapshot-{uuid.uuid4().hex[:12]}"
-        publisher = TransactionalPublisher(self._settings, f"{self._settings.installation}.snapshot.{run_id}")
-        await retried(publisher.start, "snapshot")
+    async def run(self) -> Run:
+        k = self._keeper
+        await k.start()
+        self._fields = _columns(self._all, k.at.only)
+        self._where = all_of([k.at.where, changed_since(k.at.since) if k.at.since else ""])
+        if not k.at.open:
+            return k.at
         try:
-            known = (await retried(lambda: snapshot_runs(self._settings), "snapshot")).get(run_id)
-            self.at = known or replace(self.at, run=run_id)
-            if self.at.source != source:
-                raise SettingsError(f"run {run_id} is one of {self.at.source}, not of {source}")
-            if self.at.state == "running" and self.at.fields != print_of:  # the map asks for other columns now: read from the start
-                self.at = replace(self.at, state="wanted", last="", rows=0)
-            if self.at.open:
-                await self._pages(publisher, print_of)
-        finally:
-            await publisher.stop()
-        return self.at
+            await k.gate()
+            if k.at.fields != _print(self._fields):  # not begun, or the map asks for other columns now: read from the start
+                await drop(self._bulk, self._keeper.at.job)
+                await self._begin()
+            if k.at.way == "rest" or not await self._jobs():
+                await self._pages()
+        except StoppedError:
+            await drop(self._bulk, self._keeper.at.job)
+            await k.keep(replace(k.at, state="stopped", note=""))
+        except PermanentError as error:
+            await drop(self._bulk, self._keeper.at.job)
+            await k.keep(replace(k.at, state="failed", why=error.reason, note=""))
+            raise
+        return k.at
 
-    async def _unfinished(self, source: str, print_of: str) -> str | None:
-        runs = (await snapshot_runs(self._settings)).values()
-        mine = [r for r in runs if r.open and r.source == source and r.by == "command" and r.fields in ("", print_of)]
-        return max(mine, key=lambda r: r.started).run if mine else None
-
-    async def _pages(self, publisher: TransactionalPublisher, print_of: str) -> None:
-        if self.at.state == "wanted":
-            total = 0 if self.at.since else await retried(lambda: self._rest.count(self._sobject, self._reason.value), "snapshot")
-            at = replace(self.at, state="running", total=total, fields=print_of, started=int(time.time() * 1000))
-            await self._commit(publisher, at, [])
-        log.info("snapshot", run=self.at.run, source=self.at.source, rows=self.at.rows, total=self.at.total)
-        while self.at.open:
+    async def _begin(self) -> None:
+        async def count() -> Answer | None:
             try:
-                durable, answer = await retried(self._read, "snapshot")
-            except PermanentError as error:
-                await self._commit(publisher, replace(self.at, state="failed", why=error.reason), [])
+                return await self._rest.count(self._sobject, self._reason.value, where=self._where, deleted=self._deleted)
+            except TemporaryError as error:
+                if "QUERY_TIMEOUT" in error.reason:  # so many that they cannot be counted
+                    return None
                 raise
-            rows, done = answer.rows, len(answer.rows) < PAGE
-            if rows and not (done or str(rows[-1]["Id"]) != self.at.last):
-                raise FatalError(f"Salesforce gave the same page of {self.at.source} twice: the run {self.at.run} does not move")
-            last = str(rows[-1]["Id"]) if rows else self.at.last
-            at = replace(self.at, last=last, rows=self.at.rows + len(rows), state="done" if done else "running")
-            await self._commit(publisher, at, self._rows(answer.rows, durable))
-            metrics.SNAPSHOT_ROWS.labels(self._connection, self._sobject).inc(len(rows))
-            metrics.RECEIVED.labels(self._connection, self._sobject, self._reason.value).inc(len(rows))
-        log.info("snapshot done", run=self.at.run, source=self.at.source, rows=self.at.rows)
 
-    async def _read(self) -> tuple[Durable, Answer]:
-        durable = await self._positions.durable(self._connection, self._config, self._sobject)
-        last, since, deleted = self.at.last, self.at.since, self.at.by == "repair"
-        answer = await self._rest.page(self._sobject, self._fields, last, self._reason.value, deleted=deleted, since=since, limit=PAGE)
-        if not all(isinstance(row.get("Id"), str) for row in answer.rows):
-            raise TemporaryError(f"Salesforce answered with rows of {self._sobject} that have no Id")
-        return durable, answer
+        found, at = await retried(count, WHAT), self._keeper.at.anew()
+        way: Way = at.via or ("bulk" if (found is None or found.total >= BULK_FROM) and await self._spare() else "rest")
+        total, second = (found.total, found.second) if found else (0, int(time.time()))
+        await self._keeper.keep(replace(at, state="running", way=way, total=total, fields=_print(self._fields), started=second * 1000))
+        log.info("snapshot", run=at.run, source=at.source, way=way, total=total)
 
-    async def _commit(self, publisher: TransactionalPublisher, at: Run, rows: list[Output]) -> None:
-        outputs = [*rows, at.output(self._topics)]
-        await retried(lambda: publisher.send(outputs), "snapshot")
-        self.at = at
-        if self._progress is not None:
-            self._progress(at)
+    async def _spare(self) -> bool:
+        """Whether the org has Bulk jobs to spare today: others make them too."""
+        try:
+            jobs = parse_limits(await retried(self._rest.limits, WHAT)).get(JOBS)
+        except PermanentError:  # then the first job tells
+            return True
+        return jobs is None or jobs.left > SPARE * jobs.most
 
-    def _rows(self, rows: Sequence[Row], durable: Durable) -> list[Output]:
-        at = self.at
-        return [row_output(self._topics, at.source, row, durable, reason=self._reason, run=at.run, bulk=True) for row in rows]
+    async def _pages(self) -> None:
+        """REST: a page is read while the one before goes into Kafka."""
+        k = self._keeper
+        coming = asyncio.create_task(self._read(k.at.last))
+        try:
+            while k.at.open:
+                durable, answer = await coming
+                rows, done = answer.rows, len(answer.rows) < PAGE
+                last = str(rows[-1]["Id"]) if rows else k.at.last
+                if rows and not done and last == k.at.last:
+                    raise FatalError(f"Salesforce gave the same page of {k.at.source} twice: the run {k.at.run} does not move")
+                if not done:
+                    coming = asyncio.create_task(self._read(last))
+                await k.gate()
+                pairs = [(row["Id"].encode(), orjson.dumps(row)) for row in rows]
+                await self._commit(replace(k.at, last=last, rows=k.at.rows + len(rows)), pairs, durable, done)
+        finally:
+            await ended(coming)
 
+    async def _jobs(self) -> bool:
+        """Bulk; False when REST must do it."""
+        query = Query(self._sobject, self._fields, self._where, self._deleted)
+        return await JobReader(self._rest, self._bulk, self._keeper, query, self._durable, self._commit).run()
 
-def first_runs(sources: Mapping[str, str]) -> list[Run]:
-    """Runs of a first start, to be stored with its position: source by run id."""
-    return [Run(run=run, source=source, by="first") for run, source in sources.items()]
+    async def _durable(self) -> Durable:
+        return await self._positions.durable(self._connection, self._config, self._sobject)
+
+    async def _read(self, last: str) -> tuple[Durable, Answer]:
+        async def read() -> tuple[Durable, Answer]:
+            durable = await self._durable()
+            reason = self._reason.value
+            answer = await self._rest.page(self._sobject, self._fields, last, reason, deleted=self._deleted, where=self._where, limit=PAGE)
+            if not all(isinstance(row.get("Id"), str) for row in answer.rows):
+                raise TemporaryError(f"Salesforce answered with rows of {self._sobject} that have no Id")
+            return durable, answer
+
+        return await retried(read, WHAT)
+
+    async def _commit(self, at: Run, rows: Sequence[tuple[bytes, bytes]], durable: Durable, done: bool) -> None:
+        """Rows (key, JSON) that were read at `durable`, and where the run is after them."""
+        before = self._keeper.at.rows
+        at = replace(at, state="done", note="") if done else at
+        await self._keeper.keep(at, row_outputs(self._topics, at.source, rows, durable, reason=self._reason, run=at.run, bulk=True))
+        metrics.SNAPSHOT_ROWS.labels(self._connection, self._sobject).inc(at.rows - before)
+        metrics.RECEIVED.labels(self._connection, self._sobject, self._reason.value).inc(at.rows - before)
+        if done:
+            await drop(self._bulk, at.job)
+            await self._check()
+            log.info("snapshot done", run=at.run, source=at.source, rows=at.rows, counted=self._keeper.at.counted)
+
+    async def _check(self) -> None:
+        """Compare with COUNT() as it is now, and where it differs with what was made, deleted or changed meanwhile; nobody waits for it."""
+        at = self._keeper.at
+        if self._deleted or (counted := await self._now(self._where)) is None:
+            return
+        changed = -1
+        if counted != at.rows:
+            begun = literal(at.started / 1000 - 5)
+            made = await self._now(f"{'SystemModstamp' if at.where else 'CreatedDate'} >= {begun}", deleted=True)
+            gone = await self._now(f"IsDeleted = true AND SystemModstamp >= {begun}", deleted=True)
+            changed = -1 if made is None or gone is None else made + gone
+        await self._keeper.keep(replace(at, counted=counted, changed=changed))
+
+    async def _now(self, where: str, *, deleted: bool = False) -> int | None:
+        """COUNT(); None where Salesforce does not say."""
+        try:
+            return (await self._rest.count(self._sobject, self._reason.value, where=where, deleted=deleted)).total
+        except (TemporaryError, PermanentError, PausedError) as error:
+            log.warning("not counted", run=self._keeper.at.run, source=self._keeper.at.source, reason=error.reason)
+            return None

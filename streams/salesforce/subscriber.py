@@ -30,11 +30,13 @@ from streams.salesforce.incidents import Cause, Incident
 from streams.salesforce.leader import Leadership
 from streams.salesforce.messages import BUFFER_SECONDS, Intake, Plan, parts
 from streams.salesforce.oauth import Token
+from streams.salesforce.parents import order_of
 from streams.salesforce.positions import Position, Start, output, position_key, read_positions
 from streams.salesforce.repair import Repairs
 from streams.salesforce.rest import Rest
 from streams.salesforce.retry import Backoff, retried
-from streams.salesforce.snapshot import first_runs, run_snapshot, snapshot_runs
+from streams.salesforce.runs import first_runs, snapshot_runs
+from streams.salesforce.snapshot import run_snapshot
 from streams.salesforce.tokens import Vault
 from streams.topics import Topics
 
@@ -340,10 +342,12 @@ class _Channel:
             raise errors.exceptions[0] from None
 
     async def _run_snapshots(self, repairs: Repairs) -> None:
-        """Those asked for at the first start and not yet done, one after another."""
+        """Those asked for at the first start and not yet done: parents before children, one after another."""
         await repairs.idle.wait()
         runs = (await retried(lambda: snapshot_runs(self._c.settings), "runs")).values()
-        for run in sorted((r for r in runs if r.open and r.by == "first" and r.source in self._sources), key=lambda r: r.run):
+        first = {run.source: run for run in runs if run.open and run.by == "first" and run.source in self._sources}
+        for sobject in await order_of(self._c.rest, [s for s in self._sobjects if f"{self._c.connection}/{s}" in first]):
+            run = first[f"{self._c.connection}/{sobject}"]
             try:
                 await run_snapshot(
                     self._c.settings, self._c.flow, run.source, self._c.fields[run.source], run_id=run.run, rest=self._c.rest

@@ -94,10 +94,32 @@ def test_a_snapshot_brings_back_what_the_warehouse_lost(flow: Rig) -> None:
     with flow.database() as database:
         assert settle(flow, database).equal
         database.execute("DELETE FROM crm.person")
-    for source in ("acme/Contact", "acme/Lead"):
-        code, printed = flow.command("snapshot", source)
-        assert code == 0, printed
+    code, printed = flow.command("snapshot", "acme", "--json")
+    assert code == 0, printed
+    done = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
+    assert [run["source"] for run in done] == ["acme/Account", "acme/Contact", "acme/Opportunity", "acme/Lead"]  # parents first
+    assert all(run["state"] == "done" and run["rows"] > 0 and not run["unexplained"] for run in done), printed
     flow.await_("the rows again", lambda: verdict_of(flow).equal, 60)
+
+
+def test_a_snapshot_is_steered_from_another_process_and_the_same_command_goes_on(flow: Rig) -> None:
+    flow.ask("POST", "/sandbox/faults", {"name": "bulk-stuck", "times": 0})
+    flow.run("snapshot", "acme/Lead", "--via", "bulk")
+
+    def shown() -> list[tuple[str, bool]]:
+        code, printed = flow.command("status", "--json")
+        assert code == 0, printed
+        return [(run["state"], run["worked"]) for run in json.loads(printed)["snapshots"] if run["way"] == "bulk"]
+
+    flow.await_("the run", lambda: shown() == [("running", True)])
+    code, printed = flow.command("snapshot", "acme/Lead", "--pause")
+    assert (code, "paused" in printed, shown()) == (0, True, [("paused", True)]), printed
+    flow.processes["snapshot"].stop(20.0)
+    flow.ask("DELETE", "/sandbox/faults?name=bulk-stuck")
+    code, printed = flow.command("snapshot", "acme/Lead", "--resume", "--json")
+    assert (code, json.loads(printed.splitlines()[-1])["state"]) == (0, "done"), printed
+    code, printed = flow.command("snapshot", "acme/Lead", "--stop")
+    assert (code, "no snapshot of acme/Lead is under way" in printed) == (2, True), printed
 
 
 def test_a_poison_event_lands_in_the_dead_letters_with_its_bytes_and_delays_nobody(flow: Rig, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ async def test_each_flow_logs_in_and_reads(desk: Desk, config: Salesforce, vault
     ):
         login = Login("acme", found, vault=vault)
         assert (await login.token()).instance_url == desk.url
-        assert await Rest("acme", found, login).count("Contact") == 0
+        assert (await Rest("acme", found, login).count("Contact", "count")).total == 0
     assert await logins(desk) == (3, 0)
 
 

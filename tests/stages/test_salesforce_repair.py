@@ -9,7 +9,7 @@ import pytest
 from models.settings import Settings
 from streams.publish import Publisher
 from streams.salesforce.incidents import Incident, read_incidents
-from streams.salesforce.snapshot import Run
+from streams.salesforce.runs import Run
 from streams.topics import Topics
 from tests.support.salesforce import (
     Desk,

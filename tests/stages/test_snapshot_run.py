@@ -14,7 +14,8 @@ from models.settings import Settings
 from streams.publish import Publisher
 from streams.salesforce import snapshot
 from streams.salesforce.positions import Position, output
-from streams.salesforce.snapshot import run_snapshot, snapshot_runs
+from streams.salesforce.runs import snapshot_runs
+from streams.salesforce.snapshot import run_snapshot
 from streams.topics import Topics
 from tests.support.salesforce import FIELDS, Desk, envelope_of, flow_for, inbound, org, until
 from tests.support.subscriber_process import end, start

@@ -9,7 +9,7 @@ from models.flow import Flow
 from models.settings import Settings
 from streams.salesforce.incidents import read_incidents
 from streams.salesforce.positions import read_positions
-from streams.salesforce.snapshot import snapshot_runs
+from streams.salesforce.runs import snapshot_runs
 from streams.topics import Topics, ensure
 from tests.support.broker import topics
 from tests.support.salesforce import Desk, arrived, connected, envelope_of, flow_for, inbound, org, subscribed, until

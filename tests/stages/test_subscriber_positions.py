@@ -12,7 +12,7 @@ from models.errors import SettingsError
 from models.settings import Settings
 from streams.publish import Publisher
 from streams.salesforce.positions import output, read_positions
-from streams.salesforce.snapshot import snapshot_runs
+from streams.salesforce.runs import snapshot_runs
 from streams.salesforce.subscriber import run_subscriber
 from streams.topics import Topics
 from tests.support.salesforce import (

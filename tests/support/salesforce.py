@@ -56,9 +56,15 @@ def flow_for(url: str, silence: float = 300.0, **connection: Any) -> Flow:
 class Desk:
     """What a test does to an org through its control paths; the org may run in this process or another."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, sandbox: Sandbox | None = None) -> None:
+        self.url, self._sandbox = url, sandbox
         self._http = aiohttp.ClientSession(base_url=url)
+
+    @property
+    def sandbox(self) -> Sandbox:
+        """The org itself, where it runs in this process."""
+        assert self._sandbox is not None
+        return self._sandbox
 
     async def close(self) -> None:
         await self._http.close()
@@ -129,7 +135,7 @@ def change(*ids: str, second: int, kind: str = "UPDATE", sobject: str = "Contact
 async def org(records: int = 0, hold: float = 1.0) -> AsyncIterator[Desk]:
     """A sandbox org in this process."""
     async with Sandbox(records=records, hold=hold) as sandbox:
-        desk = Desk(sandbox.url)
+        desk = Desk(sandbox.url, sandbox)
         try:
             yield desk
         finally:
@@ -150,7 +156,7 @@ async def subscribed(settings: Settings, flow: Flow, **more: Any) -> AsyncIterat
 
 
 async def until(
-    ask: Callable[[], Any], wanted: Callable[[Any], bool], seconds: float = 40.0, task: "asyncio.Task[None] | None" = None
+    ask: Callable[[], Any], wanted: Callable[[Any], bool], seconds: float = 40.0, task: "asyncio.Task[Any] | None" = None
 ) -> Any:
     """Ask until the answer is the wanted one; the last answer is in the error."""
     answer = None

@@ -15,7 +15,7 @@ import orjson
 
 from models.flow import Flow
 from models.settings import Settings
-from streams.salesforce import snapshot
+from streams.salesforce import bulk, jobs, snapshot
 from streams.salesforce.snapshot import run_snapshot
 from streams.salesforce.subscriber import run_subscriber
 from tests.support import fault_points
@@ -31,6 +31,7 @@ async def main(given: dict[str, Any]) -> None:
         await run_subscriber(settings, flow, "acme", FIELDS, stop=stop, **options)
     else:
         snapshot.PAGE = options.pop("page", snapshot.PAGE)  # type: ignore[attr-defined]  # replaced where it is used
+        jobs.CHUNK, bulk.PART = options.pop("chunk", jobs.CHUNK), options.pop("part", bulk.PART)
         await run_snapshot(settings, flow, given["source"], FIELDS[given["source"]], stop=stop, **options)
 
 

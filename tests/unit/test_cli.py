@@ -14,8 +14,10 @@ from deploy.cli import app
 from deploy.context import choose_connection, choose_route, choose_source, duration, read_settings
 from deploy.failures import told
 from deploy.looks import printable
+from deploy.snapshots import difference, sources_of, unexplained
 from models.errors import SettingsError, TemporaryError
 from models.flow import Flow
+from streams.salesforce.runs import Run
 
 COMMANDS = [
     "login", "worker", "subscribe", "receive", "snapshot", "check", "status", "dead-letters", "incidents", "redrive", "adopt",
@@ -57,6 +59,9 @@ def test_help_loads_none_of_the_house() -> None:
         ["no-such-command"],
         ["worker", "--no-such-option"],
         ["snapshot"],
+        ["snapshot", "acme", "--pause", "--stop"],
+        ["snapshot", "acme", "--resume", "--fields", "Email"],
+        ["snapshot", "acme", "--via", "soap"],
         ["verify"],
         ["redrive"],
         ["replay", "people"],
@@ -165,6 +170,37 @@ def test_sources_and_routes_that_are_not_in_the_flow_get_a_hint() -> None:
         choose_source(FLOW, "acme/contact")
     with pytest.raises(SettingsError, match=r"did you mean people\?"):
         choose_route(FLOW, "peple")
+
+
+def test_a_connection_stands_for_all_its_sources_and_each_is_read_once() -> None:
+    assert sources_of(FLOW, ["acme", "acme/Contact"]) == ["acme/Contact"]
+    for named, hint in (
+        (["akme"], "did you mean acme"),
+        (["acme/Contakt"], "did you mean acme/Contact"),
+        (["forms"], "no Salesforce"),
+        ([""], "there is no"),
+    ):
+        with pytest.raises(SettingsError, match=hint):
+            sources_of(FLOW, named)
+
+
+@pytest.mark.parametrize(
+    ("counted", "changed", "said", "missing"),
+    [
+        (-1, -1, "", 0),
+        (100, -1, "", 0),
+        (103, 3, "COUNT() now says 103, 3 more, while 3 were made", 0),
+        (97, 9, "97, 3 fewer, while 9", 0),
+        (97, -1, "Salesforce does not tell", 0),
+        (97, 1, "only 1 were made, deleted or changed meanwhile", 2),
+        (150, 0, "50 more, and only 0", 50),
+    ],
+)
+def test_another_count_is_said_with_what_it_means(counted: int, changed: int, said: str, missing: int) -> None:
+    run = Run("r", "acme/Contact", state="done", rows=100, counted=counted, changed=changed)
+    assert said in difference(run)
+    assert bool(difference(run)) == bool(said)
+    assert unexplained(run) == missing
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("5m", 300), ("1.5h", 5400), (" 2d ", 172800), ("250ms", 0.25)])
