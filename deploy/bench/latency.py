@@ -32,7 +32,7 @@ async def latency(place: Place, folder: Path, seconds: float, say: Progress) -> 
     """Highest sustained rate, then percentiles at 50 % and 80 % of it, and at 50 % beside a partition at its limit."""
     figures: dict[str, Any] = {}
     with Rig(folder / "latency", records=2000, flow=FLOW) as rig:
-        await asyncio.to_thread(_start, rig)
+        await asyncio.to_thread(start, rig)
         with rig.database() as database:
             samples = Latency(rig)
             best = 0
@@ -67,7 +67,8 @@ def percentiles(values: list[float]) -> dict[str, int | None]:
     return {name: None if value is None else round(value) for name, value in named.items()} | {"samples": len(values)}
 
 
-def _start(rig: Rig) -> None:
+def start(rig: Rig) -> None:
+    """A worker and a subscriber, until the rows of the first snapshot are there."""
     rig.start_services()
     for role in ("worker", "subscribe"):
         rig.run(role)

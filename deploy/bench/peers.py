@@ -51,7 +51,7 @@ def entries(ground: Ground, say: Progress) -> tuple[list[Entry], dict[str, Any]]
         try:
             found.append(make(ground))
         except (LocalServiceError, OSError, RuntimeError, ValueError) as error:
-            failed[name] = {"failed": str(error).splitlines()[-1][:300]}
+            failed[name] = {"failed": (str(error) or type(error).__name__).splitlines()[-1][:300]}
             say(f"{name}: {failed[name]['failed']}")
     return found, failed
 

@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from deploy.bench.cases import Ground
 from deploy.bench.latency import latency
 from deploy.bench.place import Place
 from deploy.bench.recovery import rebalance, recovery, stock_recovery
+from deploy.bench.snapshot import snapshot
 from deploy.local.jars import KAFKA_VERSION
 from deploy.local.process import LocalServiceError, Progress
 from deploy.local.services import KAFKA_VARIABLE, LocalServices, exit_on_sigterm
@@ -30,17 +31,18 @@ Case = Callable[[Ground, "Size", bool, Progress], Coroutine[Any, Any, dict[str, 
 
 
 class Size:
-    """How much: a quick run fits into five minutes on two cores."""
+    """How much: a quick run fits into five minutes on two cores. `records` is what a snapshot reads."""
 
-    def __init__(self, quick: bool) -> None:
+    def __init__(self, quick: bool, records: int) -> None:
+        self.records = records
         self.scale, self.rounds = (0.25, 2) if quick else (1.0, 5)
         self.ids, self.slow_ids = 40_000, 3000 if quick else 20_000  # stock Faust takes its time with the first events of each
         self.seconds = 5.0 if quick else 60.0
         self.states = (100_000,) if quick else (100_000, 1_000_000)
 
 
-def run_bench(quick: bool, as_json: bool, with_peers: bool, only: str) -> int:
-    """Measure, print and write; 1 when a case could not be measured. No figure is judged."""
+def run_bench(quick: bool, as_json: bool, with_peers: bool, only: Sequence[str], records: int = 0) -> int:
+    """Measure, print and write; 1 when a case could not be measured. `only` are keys of CASES. No figure is judged."""
     exit_on_sigterm()
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # new topics have no leader for a moment
     console = Console(stderr=True)
@@ -56,7 +58,7 @@ def run_bench(quick: bool, as_json: bool, with_peers: bool, only: str) -> int:
             local = KAFKA_VARIABLE not in os.environ
             endpoints = services.start(progress=say)
             os.environ.update(endpoints.environment())  # the sandbox's rig uses these too
-            run = asyncio.run(_run(folder, endpoints.bootstrap, endpoints.database_url, local, Size(quick), with_peers, only, say))
+            run = asyncio.run(_run(folder, endpoints.bootstrap, endpoints.database_url, local, Size(quick, records), with_peers, only, say))
     except LocalServiceError as error:
         console.print(f"[red]error[/red]: {error}", highlight=False)
         return 1
@@ -74,7 +76,7 @@ def run_bench(quick: bool, as_json: bool, with_peers: bool, only: str) -> int:
 
 
 async def _run(
-    folder: Path, bootstrap: str, dsn: str, local: bool, size: Size, with_peers: bool, only: str, say: Progress
+    folder: Path, bootstrap: str, dsn: str, local: bool, size: Size, with_peers: bool, only: Sequence[str], say: Progress
 ) -> dict[str, Any]:
     found: dict[str, Any] = {}
     async with Place(bootstrap, dsn) as place:
@@ -132,4 +134,10 @@ async def _rebalance(ground: Ground, _size: Size, _: bool, say: Progress) -> dic
     return await rebalance(ground, say)
 
 
-CASES: dict[str, Case] = {"a": _pass, "b": _processing, "c": _whole, "d": _latency, "e": _recovery, "f": _rebalance}
+async def _snapshot(ground: Ground, size: Size, _: bool, say: Progress) -> dict[str, Any]:
+    return await asyncio.to_thread(snapshot, ground.folder, size.records, say)
+
+
+CASES: dict[str, Case] = {
+    "a": _pass, "b": _processing, "c": _whole, "d": _latency, "e": _recovery, "f": _rebalance, "snapshot": _snapshot,
+}  # fmt: skip

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from deploy.bench.figures import quantile, ratio, spread
-from deploy.bench.report import TITLES, markdown, ratios
+from deploy.bench.report import DEBEZIUM, TITLES, markdown, ratios
 
 ORACLE = {"compared": 10, "missing": 0, "stale": 3, "unexpected": 0}
 
@@ -42,6 +42,14 @@ def test_ratios_are_made_only_of_what_was_measured() -> None:
     cases = {"b": {"Headrace": entry(40, 40), "stock Faust": entry(2, 2), "stock Faust, tuned": {"failed": "no"}}}
     assert [(r["to"], r["ratio"]) for r in ratios(cases)] == [("stock Faust", 20)]
     assert ratios({"b": {"failed": "no Kafka"}}) == []
+    recovered = {name: {"changelog_records_per_second": rate} for name, rate in (("Headrace, 100,000 records", 200), ("stock Faust", 8))}
+    assert [(r["case"], r["ratio"]) for r in ratios({"e": recovered})] == [("e", 25)]
+
+
+def test_the_throughput_of_one_worker_and_two_and_the_memory_are_compared_too() -> None:
+    cases = {"c": {"Headrace, two workers": entry(30, 30), "Headrace": entry(20, 20), DEBEZIUM: entry(60, 60)}}
+    said = {(r["case"], r["figure"]): r["ratio"] for r in ratios(cases)}
+    assert said == {("c", "events per second"): 0.5, ("c", "peak mb"): 1, ("f", "events per second"): 1.5}
 
 
 def test_the_report_shows_stale_rows_and_what_could_not_be_measured() -> None:
