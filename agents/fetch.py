@@ -29,6 +29,7 @@ from streams.salesforce.limits import Step
 from streams.salesforce.messages import id18
 from streams.salesforce.positions import Durable, Positions
 from streams.salesforce.rest import IDS_PER_CALL, Rest, Row, check_id
+from streams.salesforce.rights import UNPROVEN, sees_all
 from streams.salesforce.tokens import Vault
 from streams.topics import Topics
 
@@ -54,11 +55,12 @@ class Request:
 
 @dataclass(slots=True)
 class _Read:
-    """What one call found: rows by id, where the channel stood before it, the source's second."""
+    """What one call found: rows by id, where the channel stood before it, the source's second. `proven`: what is missing is not hidden."""
 
     durable: Durable
     rows: dict[str, Row]
     second: int
+    proven: bool
 
 
 @dataclass(slots=True)
@@ -154,7 +156,9 @@ class Fetch:
                     raise  # may be the fault of one id: split
                 give_up(ids, error)  # a field that is not there is everybody's
                 return
-            for record_id in ids:
+            if hidden := [] if found.proven else [record_id for record_id in ids if record_id not in found.rows]:
+                give_up(hidden, PermanentError(f"{sobject} is not found in Salesforce; {UNPROVEN}, and redrive", field="Id"))
+            for record_id in (id for id in ids if id not in hidden):
                 self._rows(sobject, record_id, requests[record_id], found, outputs, dead)
 
         await split(list(requests), some, lambda record_id, error: give_up([record_id], error))
@@ -213,7 +217,9 @@ class Fetch:
                 del self._open[sobject]  # from here on nobody joins
             durable = await self._positions.durable(self._connection, self._config, sobject)
             answer = await self._rest.by_ids(sobject, self._fields[f"{self._connection}/{sobject}"], list(batch.ids), "fetch")
-            return _Read(durable, {_id_of(row): row for row in answer.rows}, answer.second)
+            rows = {_id_of(row): row for row in answer.rows}
+            proven = len(rows) >= len(batch.ids) or await sees_all(self._rest, sobject, STAGE)
+            return _Read(durable, rows, answer.second, proven)
 
 
 def _id_of(row: Row) -> str:

@@ -29,6 +29,7 @@ from streams.salesforce.messages import id18
 from streams.salesforce.positions import Durable, Positions
 from streams.salesforce.rest import IDS_PER_CALL, Answer, Rest, Row, check_name
 from streams.salesforce.retry import Backoff
+from streams.salesforce.rights import UNPROVEN, sees_all
 from streams.salesforce.rows import read_again
 from streams.salesforce.tokens import Vault
 from streams.topics import Topics
@@ -90,6 +91,8 @@ class SourceCheck:
         found = self.found
         held: dict[str, Known] = {}
         await self._clock()
+        if not await patiently(lambda: sees_all(self._rest, self._sobject, PURPOSE)):
+            raise PermanentError(f"{found.source} cannot be verified: {UNPROVEN}")
 
         def keep(id: str, state: RecordState) -> None:
             held[id] = known(state)
@@ -192,6 +195,18 @@ async def read_states(settings: Settings, source: str, seen: Seen, only: Collect
                     seen(id, RecordState.decode(record.value, id))
 
 
+async def living(settings: Settings, flow: Flow, source: str) -> set[str]:
+    """Ids of a source that we hold to be alive, once its events in Kafka are merged, or half a minute is over."""
+    await workers_done(settings, flow, only=Topics(settings.installation).inbound(source))
+    found: set[str] = set()
+
+    def keep(id: str, state: RecordState) -> None:
+        (found.discard if state.deleted else found.add)(id)
+
+    await read_states(settings, source, keep)
+    return found
+
+
 async def states_of(settings: Settings, source: str, ids: Iterable[str]) -> States:
     """The states of these ids, as committed now. Raises TemporaryError, FatalError."""
     states: States = {}
@@ -199,14 +214,17 @@ async def states_of(settings: Settings, source: str, ids: Iterable[str]) -> Stat
     return states
 
 
-async def workers_done(settings: Settings, flow: Flow, seconds: float = WORKERS_SECONDS) -> int:
-    """Wait until the stages are through with what was in Kafka at the call; how many records they still were behind after `seconds`."""
+async def workers_done(settings: Settings, flow: Flow, seconds: float = WORKERS_SECONDS, only: str | None = None) -> int:
+    """Wait until the stages are through with what was in Kafka at the call; how many records they still were behind after `seconds`.
+
+    `only`: of this topic.
+    """
     began, watch = time.time(), LagWatch(settings, flow)
     try:
         while True:
             lags = await patiently(watch.read)
             waited = time.time() - began
-            behind = sum(lag.records for lag in lags if lag.records and lag.oldest >= waited)
+            behind = sum(lag.records for lag in lags if lag.records and lag.oldest >= waited and only in (None, lag.topic))
             if not behind or waited > seconds:
                 return behind
             await asyncio.sleep(0.5)

@@ -26,6 +26,7 @@ from streams.flow_file import FlowFile, explain, read_flow
 from streams.log import set_up_logging
 from streams.salesforce.auth import RETIRING, Login
 from streams.salesforce.rest import Rest
+from streams.salesforce.rights import sees_all, views_all_data
 from streams.salesforce.tokens import Vault
 from streams.yaml_lines import Mistake, did_you_mean, read_yaml
 
@@ -144,7 +145,8 @@ async def check_online(found: FlowFile, settings: Settings) -> list[str]:
 
 async def _check_org(found: FlowFile, name: str, connection: Salesforce, settings: Settings) -> list[str]:
     login = Login(name, connection, found.flow.folder, vault=Vault.of(settings))
-    org = Org(name, Rest(name, connection, login).describe)
+    rest = Rest(name, connection, login)
+    org = Org(name, rest.describe)
     sound = [route for route in found.flow.routes if found.sound("routes", route)]
     maps = load_maps(*_loadable(found, sound))
     try:
@@ -154,11 +156,34 @@ async def _check_org(found: FlowFile, name: str, connection: Salesforce, setting
                 for way in maps.ways(source):
                     for misfit in await asyncio.wait_for(org.misfits(source.partition("/")[2], sorted(way.fields)), PATIENCE):
                         _tell(found, way.route, misfit)
+        await asyncio.wait_for(_check_sight(found, name, connection, rest), PATIENCE)
+        unknown = await asyncio.wait_for(org.misfits(connection.canary.event, ()), PATIENCE) if connection.canary is not None else []
+        if unknown and connection.canary is not None:
+            remedy = "define it in Setup, Platform Events (no fields are needed), and let the user create it"
+            message = f"the org knows no platform event {connection.canary.event}, or hides it from the user"
+            found.document.wrong(("connections", name, "canary"), message, remedy)
     except (HeadraceError, TimeoutError) as error:
         _unreachable(found, ("connections", name), f"connection {name}", error)
         return []
-    shared = [one for one in found.flow.channels(name) if channel_sobject(one) is None and not is_event(one)]
-    return [f"{name}: {channel} needs the user's right View All Data; the org tells only at subscription" for channel in shared]
+    if connection.canary is None:
+        return [f"{name}: nothing shows that a subscription is not deaf; define a platform event, then canary: {{event: Canary__e}}"]
+    return []
+
+
+async def _check_sight(found: FlowFile, name: str, connection: Salesforce, rest: Rest) -> None:
+    """Channels withhold without a word what the user may not see."""
+    blind: dict[str, str] = {}
+    for sobject in found.flow.sobjects(name):
+        if not await sees_all(rest, sobject, "describe"):
+            blind.setdefault(connection.channel_of(sobject), sobject)
+    everything = not blind or (await views_all_data(rest, "describe"))[0]
+    for channel in found.flow.channels(name):
+        if channel_sobject(channel) is None and not is_event(channel) and not everything:
+            message = f"the user of {name} lacks View All Data: {channel} brings him nothing, without a word"
+            found.document.wrong(("connections", name), message, "give the integration user the permission View All Data")
+        elif channel in blind:
+            message = f"the user of {name} lacks View All Records of {blind[channel]}, so {channel} refuses him"
+            found.document.wrong(("connections", name), message, "give the integration user View All Records, or View All Data")
 
 
 def _tell(found: FlowFile, route: str, misfit: Misfit) -> None:

@@ -259,7 +259,8 @@ def accept_loss(
 ) -> None:
     """Let a partition go on whose log lost records before they were read (retention, a topic made anew), and say how to fetch them again.
 
-    Until then it waits, and the others go on. Workers may run meanwhile; they see it within seconds.
+    Until then it waits, and the others go on. Workers may run meanwhile; they see it within seconds. What Salesforce can show again is read
+    by the subscriber, as an incident; where that is all, and retention the cause, it does not wait for this command.
 
     Example: headrace accept-loss headrace.in.acme.Contact
     """

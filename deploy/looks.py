@@ -113,7 +113,7 @@ def incidents(only_open: bool, as_json: bool) -> int:
             took = age((i.closed - i.opened) / 1000) if i.closed else "-"
             scope = f"{len(i.ids)} ids" if i.ids else f"all changed since {when(i.since)}" if i.since else "everything"
             said = f"{i.detail}; {i.proof}" if i.proof else i.detail
-            style = {"open": "yellow", "failed": "red", "closed": "green"}[i.state]
+            style = {"open": "yellow", "waiting": "red", "failed": "red", "closed": "green"}[i.state]
             table.add_row(
                 i.source,
                 i.cause,

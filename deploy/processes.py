@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -45,11 +46,14 @@ def subscribe(flow_path: Path | None, connection: str | None, start_from: Litera
     """Until SIGTERM or SIGINT."""
 
     async def run(settings: Settings, flow: Flow, health: Health, stop: asyncio.Event) -> None:
+        from agents.verify import living
         from agents.worker import fields_of
         from streams.salesforce.subscriber import run_subscriber
 
         name = choose_connection(flow, connection)
-        await run_subscriber(settings, flow, name, fields_of(flow), start_from=start_from, health=health, stop=stop)
+        await run_subscriber(
+            settings, flow, name, fields_of(flow), start_from=start_from, health=health, stop=stop, living=partial(living, settings, flow)
+        )
 
     _serve("subscribe", flow_path, run)
 

@@ -97,6 +97,7 @@ def _channels(status: Status) -> Table:
     )
     for one in status.channels:
         state = {None: "[yellow]no subscriber runs[/yellow]", True: "[green]up[/green]", False: "[red]down[/red]"}[one.up]
+        state = "[red]deaf: connected, and nothing comes[/red]" if one.deaf else state
         where = ("none stored", "") if one.epoch is None else (str(one.epoch), "-" if one.position is None else str(one.position))
         short = one.loss is not None and one.loss < SHORT_SECONDS and one.up is not True
         left = "" if one.epoch is None else age(one.loss)

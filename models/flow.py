@@ -4,9 +4,9 @@ What a target's own options mean is known to its file in agents/targets; here th
 """
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator
 
 from models.write import OnDelete
 
@@ -67,6 +67,30 @@ class Auth(Part):
     lifetime: float = Field(default=7200.0, ge=60)
 
 
+DURATION = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(ms|s|m|h)?")
+UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
+
+
+def _seconds(given: Any) -> Any:
+    """A length of time as people write it."""
+    if isinstance(given, str) and (found := DURATION.fullmatch(given.strip())):
+        return float(found[1]) * UNITS[found[2]]
+    return given
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds)]
+
+
+class Canary(Part):
+    """What shows that a connection is not deaf: a platform event, published when none was heard for `every` seconds, that every
+    subscription of the connection must hear within `budget` seconds.
+    """
+
+    event: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,79}__e$")
+    every: Seconds = Field(default=60.0, ge=1)
+    budget: Seconds = Field(default=30.0, ge=1)
+
+
 class Salesforce(Part):
     """A Salesforce org. `url` is its My Domain address, or login.salesforce.com, or test.salesforce.com for a sandbox org; `version` may be
     written with its v.
@@ -81,6 +105,7 @@ class Salesforce(Part):
     auth: Auth
     channels: dict[str, tuple[str, ...]] = Field(default={ALL_CHANGES: ()}, min_length=1)
     api_share: float = Field(default=0.8, gt=0, le=1, description="fraction of the org's API calls of a day that a process may use")
+    canary: Canary | None = None
     silence: float = Field(default=300.0, gt=0, description="seconds without any reply of the server before the session is given up")
 
     @field_validator("version")

@@ -15,6 +15,7 @@ from models.flow import (
     ALL_CHANGES,
     NAME,
     Auth,
+    Canary,
     Connection,
     Flow,
     Route,
@@ -137,7 +138,8 @@ def _named(path: Path_) -> str:
 
 
 def _fields(part: type[BaseModel], inner: tuple[str | int, ...]) -> list[str]:
-    model = Auth if inner[:1] == ("auth",) else part
+    within: dict[object, type[BaseModel]] = {"auth": Auth, "canary": Canary}
+    model = within.get(inner[0], part) if inner else part
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
@@ -300,6 +302,10 @@ def _check_channels(document: Document, connections: Mapping[str, Any], routes: 
                 names = [one for one in told if isinstance(one, str)] if isinstance(told, list) else []
                 carried[channel] = [sobject] if (sobject := channel_sobject(channel)) else names
                 _check_twice(document, at, channel, carried)
+        event = canary.get("event") if isinstance(canary := raw.get("canary"), dict) else None
+        if any(f"{name}/{event}" in route.sources for route in routes.values()):
+            remedy = "define an event of its own for the canary"
+            document.wrong(("connections", name, "canary"), f"{event} is the canary's, and a route reads it", remedy)
         if carried and all(carried.values()):
             _check_carried(document, name, [sobject for names in carried.values() for sobject in names], routes)
 

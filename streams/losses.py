@@ -18,12 +18,13 @@ from aiokafka.errors import KafkaError
 
 from models.dead_letter import DeadLetter
 from models.errors import SettingsError, TemporaryError
-from models.flow import Flow, Webhook
+from models.flow import Flow, Webhook, is_event
 from models.settings import Settings
 from streams.engine.loss import told
 from streams.engine.stage import Output
 from streams.kafka import admin
 from streams.publish import TransactionalPublisher, close_consumer, read_all, read_committed_consumer
+from streams.salesforce.incidents import Incident
 from streams.topics import Topics
 
 FILL = 50_000
@@ -52,12 +53,13 @@ async def losses(settings: Settings, what: str | None = None) -> list[DeadLetter
     return meant
 
 
-async def accept(settings: Settings, flow: Flow, letters: Sequence[DeadLetter]) -> list[Accepted]:
-    """Let each partition go on, and close its letter in the same transaction. Repeating after an interruption is harmless.
+async def accept(settings: Settings, flow: Flow, letters: Sequence[DeadLetter], by: str = "accept-loss") -> list[Accepted]:
+    """Let each partition go on, and close its letter in the same transaction, with an incident for each sObject that its subscriber can
+    read again. Repeating after an interruption is harmless.
 
     Raises SettingsError (a receiver runs and must not), TemporaryError (Kafka away).
     """
-    publisher = TransactionalPublisher(settings, f"{settings.installation}.accept-loss")
+    publisher = TransactionalPublisher(settings, f"{settings.installation}.{by}")
     try:
         async with _reader(settings) as reader:
             await publisher.start()
@@ -68,19 +70,64 @@ async def accept(settings: Settings, flow: Flow, letters: Sequence[DeadLetter]) 
         await publisher.stop()
 
 
-def todo(topic: str, flow: Flow, topics: Topics) -> str:
-    """How to fetch again what a topic lost."""
+async def accept_removed(settings: Settings, flow: Flow, sources: Sequence[str]) -> list[Accepted]:
+    """Accept what nobody need decide about: records that retention removed, where every source can be read again and the first is one of
+    these. Raises TemporaryError, FatalError.
+    """
+    topics = Topics(settings.installation)
+    mine = [letter for letter in (await told(settings)).values() if set(affected(letter.topic, flow, topics)[:1]) & set(sources)]
+    mine = [letter for letter in mine if not _others(letter.topic, flow, topics)]
+    if not mine:
+        return []
+    try:
+        async with _reader(settings) as reader:
+            begins = await reader.beginning_offsets([TopicPartition(letter.topic, letter.partition) for letter in mine])
+    except KafkaError as error:
+        raise TemporaryError(f"Kafka at {settings.kafka} did not answer ({type(error).__name__})") from None
+    removed = [letter for letter in mine if 0 <= letter.offset < begins[TopicPartition(letter.topic, letter.partition)]]
+    return await accept(settings, flow, removed, f"accept-removed.{sources[0].replace('/', '.')}") if removed else []
+
+
+def affected(topic: str, flow: Flow, topics: Topics) -> tuple[str, ...]:
+    """Sources whose records a topic carried and Salesforce can show again, in the order of the flow."""
+    return tuple(source for source in _carried(topic, flow, topics) if _again(source))
+
+
+def _others(topic: str, flow: Flow, topics: Topics) -> tuple[str, ...]:
+    """Those that nobody can read again."""
+    return tuple(source for source in _carried(topic, flow, topics) if not _again(source))
+
+
+def _again(source: str) -> bool:
+    return "/" in source and not is_event(source)
+
+
+def _carried(topic: str, flow: Flow, topics: Topics) -> tuple[str, ...]:
     kind, _, name = topic.removeprefix(f"{topics.installation}.").removesuffix(".bulk").partition(".")
     if kind == "in":
-        source = topics.parse_inbound(topic).source
-        if isinstance(flow.connections.get(source), Webhook):
-            return f"ask the sender of {source} to deliver again what it sent in that time"
-        return f"run `headrace snapshot {source}`"
+        return (topics.parse_inbound(topic).source,)
     if kind == "writes":
-        routes = [route for route in flow.routes.values() if route.to == name]
-        found = dict.fromkeys(source for route in routes for source in route.sources if "/" in source)
-        return "run " + ", ".join(f"`headrace snapshot {source}`" for source in found) if found else f"replay the routes to {name}"
-    return "run a snapshot of each sObject of that connection: records that waited to be read again were forgotten"
+        return tuple(dict.fromkeys(source for route in flow.routes.values() if route.to == name for source in route.sources))
+    return tuple(f"{name}/{sobject}" for sobject in flow.sobjects(name))
+
+
+def todo(topic: str, flow: Flow, topics: Topics) -> str:
+    """How what a topic lost is fetched again."""
+    said = []
+    if found := affected(topic, flow, topics):
+        said.append(f"{', '.join(found)}: read again by the subscriber, `headrace incidents` shows when")
+    for source in _others(topic, flow, topics):
+        what = "sent" if isinstance(flow.connections.get(source), Webhook) else "published"
+        if topic.startswith(topics.inbound("")):
+            said.append(f"ask the sender of {source} to deliver again what it {what} in that time")
+        else:
+            routes = [
+                name
+                for name, route in flow.routes.items()
+                if source in route.sources and topics.writes(route.to) == topic.removesuffix(".bulk")
+            ]
+            said.append(", ".join(f"`headrace replay {name} --from …`" for name in routes) + f" for {source}")
+    return "; ".join(said)
 
 
 async def _accept(
@@ -99,11 +146,19 @@ async def _accept(
             start = await _fill(publisher, reader, part, letter.offset)
             await _move(publisher, reader, part, begin, start)
         closing = Output(topics.dead_letters, letter.id.encode(), None, [("redriven", b"accept-loss")])
-        await publisher.send([closing], offsets={part: start} if stands else None, group=settings.installation)
+        opened = [incident.output(topics) for incident in _incidents(letter, flow, topics)]
+        await publisher.send([closing, *opened], offsets={part: start} if stands else None, group=settings.installation)
         if start > begin:  # neither what was filled in nor what was moved may meet a replay
             await broker.delete_records({part: RecordsToDelete(before_offset=start)})
     log.info("loss accepted", topic=part.topic, partition=part.partition, offset=start if stands else committed)
     return Accepted(letter.id, letter.reason, start if stands else committed, todo(letter.topic, flow, topics))
+
+
+def _incidents(letter: DeadLetter, flow: Flow, topics: Topics) -> list[Incident]:
+    """When the lost records were written is not known any more: everything is read again."""
+    now = int(time.time() * 1000)
+    why = f"Kafka lost records of {letter.topic} partition {letter.partition} before they were read"
+    return [Incident(f"{letter.id}/{source}", source, "log lost", why, opened=now) for source in affected(letter.topic, flow, topics)]
 
 
 async def _alone(settings: Settings, flow: Flow, topic: str, topics: Topics) -> None:

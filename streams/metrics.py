@@ -16,6 +16,8 @@ HOOKS = Counter("headrace_hooks_total", "Webhook deliveries by outcome", ["conne
 SUBSCRIBED = Gauge("headrace_subscription_up", "1 while the channel is subscribed and answered", ["connection", "channel"])
 LEADING = Gauge("headrace_subscription_leading", "1 in the process that leads the channel", ["connection", "channel"])
 LAST_EVENT = Gauge("headrace_last_event_timestamp_seconds", "Commit time of the last event received", ["connection", "channel"])
+CANARY = Gauge("headrace_canary_up", "1 while the canary is heard in time by the channel's session", ["connection", "channel"])
+CANARIES = Counter("headrace_canaries_total", "Canaries: heard, missed, held back, failed", ["connection", "channel", "outcome"])
 LAST_ANSWER = Gauge("headrace_last_answer_timestamp_seconds", "When Salesforce last answered a poll", ["connection", "channel"])
 RESUBSCRIBED = Counter("headrace_resubscriptions_total", "Sessions given up and begun anew", ["connection", "channel", "cause"])
 LOGINS = Counter("headrace_logins_total", "Logins by outcome", ["connection", "outcome"])
@@ -52,6 +54,7 @@ DEAD = Counter("headrace_dead_letters_total", "Dead letters by cause class", ["s
 # repair
 OPEN_INCIDENTS = Gauge("headrace_open_incidents", "What Salesforce withheld and is not yet read again", ["connection", "sobject"])
 INCIDENTS = Counter("headrace_incidents_total", "Incidents: open, closed, failed", ["connection", "sobject", "cause", "outcome"])
+WITHHELD = Gauge("headrace_rights_withheld", "1 while the user may not see all that routes read of the sObject", ["connection", "sobject"])
 
 # the process
 LAG = Gauge("headrace_lag_records", "End offset less committed offset, asked from the broker", ["stage", "topic"])

@@ -91,7 +91,10 @@ class Cause:
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """Where a subscription stands. `loss`: seconds until Salesforce's retention reaches the position. `up` None: no process says."""
+    """Where a subscription stands. `loss`: seconds until Salesforce's retention reaches the position. `up` None: no process says.
+
+    deaf   its canary was not heard in time
+    """
 
     connection: str
     channel: str
@@ -100,6 +103,7 @@ class Channel:
     second: int | None
     loss: float | None
     up: bool | None
+    deaf: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,9 +292,11 @@ def _channels(flow: Flow, samples: Samples, stored: Mapping[str, tuple[int, int 
     found = []
     for name in flow.connections:
         for channel in flow.channels(name):
-            up = samples.get("headrace_subscription_up", {}).get((("channel", channel), ("connection", name)))
+            labels = ("channel", channel), ("connection", name)
+            up = samples.get("headrace_subscription_up", {}).get(labels)
+            deaf = samples.get("headrace_canary_up", {}).get(labels) == 0
             epoch, position, second, loss = stored.get(position_key(name, channel), (None, None, None, None))
-            found.append(Channel(name, channel, epoch, position, second, loss, None if up is None else up > 0))
+            found.append(Channel(name, channel, epoch, position, second, loss, None if up is None else up > 0, deaf))
     return found
 
 

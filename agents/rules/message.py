@@ -165,7 +165,7 @@ def _update(event: ChangeEvent, plan: Plan, message: Message) -> None:
                     values[flat] = None
         elif name in tracked and name not in values and name not in diffs and not (compound and plan.named):
             unknown.append(name)
-    message.unknown = unknown
+    message.unknown = [*message.unknown, *unknown]
 
 
 def _spoken(event: ChangeEvent, plan: Plan, changed: set[str] | None, message: Message) -> dict[str, Any]:
@@ -185,7 +185,10 @@ def _spoken(event: ChangeEvent, plan: Plan, changed: set[str] | None, message: M
                 if part in value and flat in tracked:
                     (values if whole or f"{name}.{part}" in (changed or ()) else fills)[flat] = value[part]
             if name in tracked and name == "Name" and not plan.named:
-                (values if whole else fills)[name] = full_name(value)
+                if whole:
+                    values[name] = full_name(value)
+                elif any(f"Name.{part}" in (changed or ()) for part in value):
+                    message.unknown = [*message.unknown, name]  # a person Account's: only a part of it is told
             elif name in tracked and "Latitude" in value and "Longitude" in value:
                 (values if whole else fills)[name] = {"latitude": value["Latitude"], "longitude": value["Longitude"]}
             elif name in tracked and not known:

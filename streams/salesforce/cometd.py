@@ -14,6 +14,7 @@ A session has one subscription and one life. When it is lost its owner opens a n
 import asyncio
 import json
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -88,6 +89,9 @@ def verdict(error: str, failure: str, replay: int) -> HeadraceError:
     return SessionLostError("server", f"Salesforce answered with an error: {shown}")
 
 
+Aside = tuple[str, Callable[[Any], None]]
+
+
 class _TokenAuth(AuthenticatorBase):  # type: ignore[misc]  # the library is untyped
     """Hands the connection's token to the library, and never logs in for it: a 401 ends the session."""
 
@@ -105,9 +109,10 @@ class _TokenAuth(AuthenticatorBase):  # type: ignore[misc]  # the library is unt
 class _Fence(ReplayMarkerStorage):  # type: ignore[misc]
     """Extension of the library through which every request and reply passes."""
 
-    def __init__(self, replay: int) -> None:
+    def __init__(self, replay: int, aside: Aside | None) -> None:
         super().__init__()
-        self.replay = replay
+        self.replay, self.aside = replay, aside[0] if aside else ""
+        self._ear = aside[1] if aside else None
         self.error: HeadraceError | None = None
         self.closing = False
         self.news, self.room = asyncio.Event(), asyncio.Event()
@@ -135,7 +140,8 @@ class _Fence(ReplayMarkerStorage):  # type: ignore[misc]
                 message["ext"] = {"replay": True}
                 message["supportedConnectionTypes"] = ["long-polling"]
             elif message["channel"] == "/meta/subscribe":
-                message["ext"] = {"replay": {message["subscription"]: self.replay}}
+                channel = message["subscription"]
+                message["ext"] = {"replay": {channel: NEW if channel == self.aside else self.replay}}
 
     async def incoming(self, payload: Any, headers: Any = None) -> None:  # noqa: ARG002
         if not isinstance(payload, list) or not all(isinstance(m, dict) for m in payload):
@@ -146,6 +152,11 @@ class _Fence(ReplayMarkerStorage):  # type: ignore[misc]
         meta = [m for m in payload if isinstance(c := m.get("channel"), str) and c.startswith("/meta/")]
         nameless = [m for m in payload if "channel" not in m and ("error" in m or "successful" in m)]
         events = [m for m in payload if m not in nameless and not str(m.get("channel", "")).startswith(("/meta/", "/service/"))]
+        if events and self._ear is not None:
+            aside, events = [m for m in events if m.get("channel") == self.aside], [m for m in events if m.get("channel") != self.aside]
+            for message in aside:
+                self.delivered = now
+                self._ear(message)
         if events:
             self.delivered = now
             self.waiting += events
@@ -154,6 +165,8 @@ class _Fence(ReplayMarkerStorage):  # type: ignore[misc]
             self._mend_advice(message)
         payload[:] = [m for m in meta if "successful" in m]
         for message in meta + nameless:
+            if self.aside and message.get("subscription") == self.aside:
+                continue  # what stands aside must not end what matters
             if not message.get("successful", "error" not in message) and not self.closing:
                 ext = message.get("ext")
                 sfdc = ext.get("sfdc") if isinstance(ext, dict) else None
@@ -256,16 +269,22 @@ def loads(raw: str) -> Any:
 class Session:
     """One subscription to one channel, from `replay` (a position, -1 or -2). Open it, take batches, close it; it is never reopened.
 
+    aside     a second channel, from now on, and who takes its messages; a refusal of it is logged
     silence   seconds without any reply after which the session is given up; after twice as many without an event a new one looks
               whether the subscription still stands (Salesforce can withhold events from a session that it answers)
     """
 
-    def __init__(self, config: Salesforce, login: Login, channel: str, replay: int) -> None:
-        self._config, self._login, self._channel, self._replay = config, login, channel, replay
-        self._fence = _Fence(replay)
+    def __init__(self, config: Salesforce, login: Login, channel: str, replay: int, *, aside: Aside | None = None) -> None:
+        self._config, self._login, self._channel, self._replay, self._aside = config, login, channel, replay, aside
+        self._fence = _Fence(replay, aside)
         self._client: _Client | None = None
         self._watch: asyncio.Task[None] | None = None
         self._token: Token | None = None
+
+    @property
+    def hears_aside(self) -> bool:
+        """The second channel is subscribed to."""
+        return self._client is not None and self._aside is not None and self._aside[0] in self._client.subscriptions
 
     @property
     def answered(self) -> float:
@@ -285,8 +304,18 @@ class Session:
         if self._fence.error is None and self._channel not in client.subscriptions:
             self._fence.fail(SessionLostError("unsubscribed", f"{self._channel} was not confirmed by Salesforce"))
         self._raise_if_lost()
+        if self._aside is not None:
+            await self._listen_aside(client, self._aside[0])
+        self._raise_if_lost()
         self._watch = asyncio.create_task(self._watch_transport(client))
         return token
+
+    async def _listen_aside(self, client: _Client, channel: str) -> None:
+        try:
+            async with asyncio.timeout(OPEN_SECONDS):
+                await client.subscribe(channel)
+        except (AiocometdException, aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            log.warning("not subscribed", alert=True, channel=channel, reason=scrub(str(error), 200))
 
     async def batch(self) -> list[Any]:
         """All messages that came since the last call, at least one. Raises SessionLostError, PausedError when the session is over."""
@@ -304,6 +333,10 @@ class Session:
                 async with asyncio.timeout(quiet):
                     await fence.news.wait()
         return fence.take()
+
+    def end(self, error: HeadraceError) -> None:
+        """Whoever waits for a batch gets this error."""
+        self._fence.fail(error)
 
     async def close(self) -> None:
         """End it; never raises for the wire's sake."""

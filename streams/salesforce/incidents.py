@@ -17,8 +17,8 @@ from streams.engine.stage import Output
 from streams.publish import read_all
 from streams.topics import Topics
 
-Cause = Literal["gap", "overflow", "wildcard", "too large", "position refused", "org changed", "verify"]
-State = Literal["open", "closed", "failed"]
+Cause = Literal["gap", "overflow", "wildcard", "too large", "position refused", "org changed", "verify", "log lost", "rights"]
+State = Literal["open", "waiting", "closed", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,7 @@ class Incident:
     detail    in words, for people
     ids       records to be read again; () = every record changed since `since`
     since     epoch s, by Salesforce's clock; 0 = from the beginning
+    state     open: to be repaired; waiting: not before the user sees what is withheld
     rows      rows read again; gone: ids that are no more; calls: of the REST API, what it cost
     proof     why it counts as repaired; of a failed one, why not
     opened, closed   epoch ms
@@ -51,6 +52,10 @@ class Incident:
     def output(self, topics: Topics) -> Output:
         """The record that stores it."""
         return Output(topics.incidents, self.id.encode(), orjson.dumps(asdict(self), option=orjson.OPT_SORT_KEYS))
+
+    def reopened(self) -> "Incident":
+        """To be repaired now: a run that began earlier does not answer for it."""
+        return replace(self, state="open", proof="", opened=int(time.time() * 1000))
 
     def ended(self, state: Literal["closed", "failed"], proof: str, *, rows: int = 0, gone: int = 0, calls: int = 0) -> "Incident":
         """Repaired, or given up."""

@@ -26,7 +26,9 @@ STALE = 900.0
 """After so long without a figure one call is let through to hear a new one."""
 DAILY_SECONDS, CONCURRENT_SECONDS = 900.0, 120.0
 
-CEILINGS: Mapping[str, float] = {"verify": 0.5, "snapshot": 0.7, "count": 0.7, "poll": 0.85, "repair": 0.95, "fetch": 0.95}
+CEILINGS: Mapping[str, float] = {
+    "verify": 0.5, "snapshot": 0.7, "count": 0.7, "poll": 0.85, "rights": 0.85, "canary": 0.85, "repair": 0.95, "fetch": 0.95,
+}  # fmt: skip
 """A purpose steps back when this fraction is used. What is not named (describe, limits: a person waits for it) may use all."""
 CAN_WAIT = frozenset({"verify", "snapshot", "count"})
 """These step back already for a forecast."""

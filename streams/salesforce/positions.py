@@ -31,6 +31,8 @@ class Position:
     second      highest commit second seen in this epoch
     org         first 15 characters of the org's id; instance: its address
     started     epoch ms of the first start, by Salesforce's clock; start: how it began
+    proven      epoch s, by Salesforce's clock, at which the user was last shown to see all that routes read; 0: never
+    user        id of the user who was shown to
     refused     Salesforce refused the position: the next subscription is at -2
     at          epoch ms of writing
     """
@@ -42,6 +44,8 @@ class Position:
     instance: str
     started: int
     start: Start
+    proven: int = 0
+    user: str = ""
     refused: bool = False
     at: int = 0
 
@@ -73,6 +77,8 @@ class Position:
                 instance=str(found.get("instance", "")),
                 started=int(found["started"]),
                 start=start,
+                proven=int(found.get("proven", 0)),
+                user=str(found.get("user", "")),
                 refused=bool(found.get("refused", False)),
                 at=int(found.get("at", 0)),
             )

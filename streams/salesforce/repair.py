@@ -5,8 +5,12 @@ target and merges nothing: rows go the way of all rows, where one place decides 
 """
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 
 import structlog
 
@@ -15,12 +19,14 @@ from models.flow import Flow, Salesforce
 from models.settings import Settings
 from streams import metrics
 from streams.engine.stage import Output
+from streams.losses import accept_removed
 from streams.publish import TransactionalPublisher
 from streams.salesforce.incidents import Incident, open_ones, read_incidents
 from streams.salesforce.messages import id18
 from streams.salesforce.positions import Positions
-from streams.salesforce.rest import IDS_PER_CALL, Rest
+from streams.salesforce.rest import IDS_PER_CALL, PAGE, Rest
 from streams.salesforce.retry import retried
+from streams.salesforce.rights import UNPROVEN, sees_all
 from streams.salesforce.rows import read_again
 from streams.salesforce.runs import snapshot_runs
 from streams.salesforce.snapshot import run_snapshot
@@ -31,8 +37,18 @@ log = structlog.get_logger()
 PURPOSE = "repair"
 
 
+LOOK_SECONDS = 30.0
+"""So often is looked for incidents that other processes opened."""
+LOSS_SECONDS = 300.0
+"""So often for losses of Kafka's that nobody need decide about: all dead letters are read for it."""
+
+Living = Callable[[str], Awaitable[set[str]]]
+
+
 class Repairs:
-    """The repairs of one channel. `name` is the channel's, for the producer; `fields`: columns to read, by source."""
+    """The repairs of one channel. `name` is the channel's, for the producer; `fields`: columns to read, by source; `living`: by source the
+    ids that we hold to be alive.
+    """
 
     def __init__(
         self,
@@ -43,13 +59,15 @@ class Repairs:
         sources: Sequence[str],
         fields: Mapping[str, Sequence[str]],
         rest: Rest,
+        living: Living | None = None,
     ) -> None:
-        self._settings, self._flow, self._config, self._sources = settings, flow, config, tuple(sources)
+        self._settings, self._flow, self._config, self._sources, self._living = settings, flow, config, tuple(sources), living
         self._fields, self._rest = fields, rest
         self._topics = Topics(settings.installation)
         self._publisher = TransactionalPublisher(settings, f"{settings.installation}.repair.{name}")
         self._positions = Positions(settings)
         self._wake = asyncio.Event()
+        self.started = asyncio.Event()
         self.idle = asyncio.Event()
         """Nothing is open."""
 
@@ -61,14 +79,21 @@ class Repairs:
     async def run(self) -> None:
         """Repair what is open and what will be, until cancelled. Raises FatalError."""
         await retried(self._publisher.start, PURPOSE)
+        self.started.set()
+        next_loss = 0.0
         try:
             while True:
                 self._wake.clear()
-                found = open_ones((await retried(lambda: read_incidents(self._settings), PURPOSE)).values(), self._sources)
-                self._gauges(found)
+                if time.monotonic() >= next_loss:
+                    await retried(lambda: accept_removed(self._settings, self._flow, self._sources), PURPOSE)
+                    next_loss = time.monotonic() + LOSS_SECONDS
+                known = (await retried(lambda: read_incidents(self._settings), PURPOSE)).values()
+                self._gauges(known)
+                found = open_ones(known, self._sources)
                 if not found:
                     self.idle.set()
-                    await self._wake.wait()
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._wake.wait(), LOOK_SECONDS)
                 elif named := [i for i in found if i.ids]:
                     await self._ids(named)
                 else:
@@ -76,6 +101,11 @@ class Repairs:
         finally:
             await self._publisher.stop()
             await self._positions.stop()
+
+    async def store(self, incidents: Sequence[Incident]) -> None:
+        """Keep what somebody else found out about incidents, and look at it."""
+        await self._end(incidents)
+        self.wake()
 
     async def _ids(self, incidents: Sequence[Incident]) -> None:
         """Read the records that incidents of one source name, as many as a call takes."""
@@ -95,6 +125,9 @@ class Repairs:
             await self._end([incident.ended("failed", error.reason) for incident in some])
             return
         rows = {id18(str(row["Id"])): row for row in answer.rows if row.get("Id")}
+        if len(rows) < len(ids) and not await self._sees_all(sobject):
+            await self._end([replace(incident, state="waiting", proof=UNPROVEN) for incident in some])
+            return
         outputs = read_again(self._topics, source, ids, rows, durable, answer.second, run=f"repair-{some[0].id}")
         calls, proof = self._rest.calls[PURPOSE] - before, f"read at position {durable.position} of epoch {durable.epoch}"
         ended = [
@@ -112,6 +145,9 @@ class Repairs:
         first, before = incidents[0], self._rest.calls[PURPOSE]
         run_id = f"repair-{first.id}-{first.opened}"
         goes_on = run_id in await retried(lambda: snapshot_runs(self._settings), PURPOSE)
+        answered = [first] if goes_on else incidents
+        outputs: list[Output] = []
+        gone = 0
         try:
             run = await run_snapshot(
                 self._settings,
@@ -122,25 +158,59 @@ class Repairs:
                 repair_since=min(incident.since for incident in incidents),
                 rest=self._rest,
             )
+            if self._living is not None and any(incident.cause != "wildcard" for incident in answered):
+                outputs, gone = await self._absent(first.source, self._living, run.run)
         except PermanentError as error:
             await self._end([first.ended("failed", error.reason)])
             return
-        calls = self._rest.calls[PURPOSE] - before
+        if not await self._sees_all(first.source.partition("/")[2]):
+            await self._end([replace(incident, state="waiting", proof=UNPROVEN) for incident in answered])
+            return
         proof = f"run {run.run} read all that changed since {run.since}, deleted records included"
-        await self._end([i.ended("closed", proof, rows=run.rows, calls=calls) for i in ([first] if goes_on else incidents)])
+        if gone:
+            proof += f"; {gone} that we held are in the org no more, not even deleted"
+        calls = self._rest.calls[PURPOSE] - before
+        while len(outputs) > IDS_PER_CALL:
+            await retried(partial(self._publisher.send, outputs[:IDS_PER_CALL]), PURPOSE)
+            del outputs[:IDS_PER_CALL]
+        await self._end([i.ended("closed", proof, rows=run.rows, gone=gone, calls=calls) for i in answered], outputs)
+
+    async def _absent(self, source: str, living: Living, run: str) -> tuple[list[Output], int]:
+        """Records that we hold to be alive and that no query shows: purged from the recycle bin, whose event was withheld, or just made."""
+        sobject = source.partition("/")[2]
+        held, last = await retried(lambda: living(source), PURPOSE), ""
+        more = bool(held)
+        while more:
+            page = await retried(partial(self._rest.page, sobject, ("Id",), last, PURPOSE, deleted=True), PURPOSE)
+            ids = [id18(str(row["Id"])) for row in page.rows]
+            held.difference_update(ids)
+            more, last = len(ids) == PAGE, ids[-1] if ids else last
+        outputs: list[Output] = []
+        gone, missing = 0, sorted(held)
+        for start in range(0, len(missing), IDS_PER_CALL):
+            some = missing[start : start + IDS_PER_CALL]
+            durable = await retried(lambda: self._positions.durable(source.partition("/")[0], self._config, sobject), PURPOSE)
+            answer = await retried(partial(self._rest.by_ids, sobject, self._fields[source], some, PURPOSE), PURPOSE)
+            rows = {id18(str(row["Id"])): row for row in answer.rows}
+            outputs += read_again(self._topics, source, some, rows, durable, answer.second, run=run)
+            gone += len(some) - len(rows)
+        return outputs, gone
+
+    async def _sees_all(self, sobject: str) -> bool:
+        """Asked after the reading: what a user may not see looks like what is not there."""
+        return await retried(lambda: sees_all(self._rest, sobject, PURPOSE), PURPOSE)
 
     async def _end(self, incidents: Sequence[Incident], rows: Sequence[Output] = ()) -> None:
         outputs = [*rows, *(incident.output(self._topics) for incident in incidents)]
         await retried(lambda: self._publisher.send(outputs), PURPOSE)
         for i in incidents:
             metrics.INCIDENTS.labels(*i.source.split("/"), i.cause, i.state).inc()
-            say = log.error if i.state == "failed" else log.info
-            say("incident", alert=i.state == "failed", id=i.id, source=i.source, cause=i.cause, state=i.state, rows=i.rows, gone=i.gone,
-                why=i.proof)  # fmt: skip
+            bad = i.state in ("failed", "waiting")
+            say = log.error if bad else log.info
+            say("incident", alert=bad, id=i.id, source=i.source, cause=i.cause, state=i.state, rows=i.rows, gone=i.gone,
+                why=i.proof or i.detail)  # fmt: skip
 
-    def _gauges(self, incidents: Sequence[Incident]) -> None:
-        counts: dict[str, int] = defaultdict(int)
-        for incident in incidents:
-            counts[incident.source] += 1
+    def _gauges(self, incidents: Iterable[Incident]) -> None:
+        counts = Counter(incident.source for incident in incidents if incident.state in ("open", "waiting"))
         for source in self._sources:
             metrics.OPEN_INCIDENTS.labels(*source.split("/")).set(counts[source])

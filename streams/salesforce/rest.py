@@ -1,6 +1,7 @@
 """Reading Salesforce by REST: simple-salesforce in threads, with our own address, API version, time-outs and error classes.
 
-It never writes. Every value that comes from outside is checked before it stands in SOQL (`check_id`, `check_name`).
+It never writes a record; it publishes the canary's event. Every value that comes from outside is checked before it stands in SOQL
+(`check_id`, `check_name`).
 """
 
 import asyncio
@@ -21,6 +22,7 @@ from simple_salesforce.exceptions import SalesforceError
 
 from models.errors import HeadraceError, PausedError, PermanentError, TemporaryError
 from models.flow import Salesforce
+from models.platform_event import UUID
 from models.scrub import scrub
 from streams import metrics
 from streams.salesforce.auth import Login
@@ -161,10 +163,22 @@ class Rest:
             return Answer(list(rows.values()), answer.total, answer.second)
         return answer
 
-    async def describe(self, sobject: str | None = None) -> Row:
+    async def user(self) -> str:
+        """Id of the user who is logged in; "" where the login did not say."""
+        return (await self._login.token()).user
+
+    async def describe(self, sobject: str | None = None, purpose: str = "describe") -> Row:
         """Describe of one sObject, or the list of all."""
-        body, _ = await self._get(f"sobjects/{check_name(sobject)}/describe" if sobject else "sobjects", "describe")
+        body, _ = await self._get(f"sobjects/{check_name(sobject)}/describe" if sobject else "sobjects", purpose)
         return body
+
+    async def publish(self, event: str, values: Row, purpose: str) -> str | None:
+        """Publish a platform event; its EventUuid, where the reply names it."""
+        path = f"sobjects/{check_name(event)}"
+        body = await self.send(path, purpose, lambda reply: json_of(reply, path), method="POST", json=values)
+        told = body.get("errors")
+        named = told[0].get("message") if isinstance(told, list) and told and isinstance(told[0], dict) else None
+        return named if isinstance(named, str) and UUID.fullmatch(named) else None
 
     async def limits(self) -> Row:
         """Limits of the org by name."""

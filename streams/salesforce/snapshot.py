@@ -27,9 +27,10 @@ from streams.salesforce.conditions import all_of, changed_since, literal
 from streams.salesforce.jobs import JobReader, Query, drop
 from streams.salesforce.keeper import Keeper, Progress, StoppedError, others
 from streams.salesforce.limits import parse_limits
-from streams.salesforce.positions import Durable, Positions
+from streams.salesforce.positions import Durable, Positions, position_key, read_positions
 from streams.salesforce.rest import PAGE, Answer, Rest
 from streams.salesforce.retry import ended, retried
+from streams.salesforce.rights import same_user
 from streams.salesforce.rows import row_outputs
 from streams.salesforce.runs import Run, Way, ask, new_id, snapshot_runs
 from streams.salesforce.tokens import Vault
@@ -79,6 +80,9 @@ async def run_snapshot(
             f"no route reads {source}: a snapshot needs a source of the form connection/sObject that a route names in `from:`"
         )
     own = rest or Rest(connection, config, Login(connection, config, flow.folder, vault=Vault.of(settings)))
+    if rest is None:
+        stored = (await retried(lambda: read_positions(settings), WHAT)).get(position_key(connection, config.channel_of(sobject)))
+        await retried(lambda: same_user(own, stored.user if stored else ""), WHAT)
     begin = Run(run_id or "", source, where=where, only=",".join(only), via=via or "")
     if repair_since is not None:
         begin = replace(begin, by="repair", since=repair_since)

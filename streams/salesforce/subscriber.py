@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 import structlog
 
 from models.change_event import FIRST_EPOCH
-from models.errors import PausedError, PermanentError, SettingsError, TemporaryError
+from models.errors import PausedError, SettingsError, TemporaryError
 from models.flow import Flow, Salesforce
 from models.platform_event import CHANNEL as PLATFORM
 from models.scrub import scrub
@@ -25,18 +25,19 @@ from streams.engine.stage import Output
 from streams.publish import TransactionalPublisher
 from streams.salesforce import cometd
 from streams.salesforce.auth import Login
+from streams.salesforce.beside import Beside
+from streams.salesforce.canary import Canary
 from streams.salesforce.cometd import PositionRefusedError, Session, SessionLostError
 from streams.salesforce.incidents import Cause, Incident
 from streams.salesforce.leader import Leadership
 from streams.salesforce.messages import BUFFER_SECONDS, Intake, Plan, parts
 from streams.salesforce.oauth import Token
-from streams.salesforce.parents import order_of
 from streams.salesforce.positions import Position, Start, output, position_key, read_positions
-from streams.salesforce.repair import Repairs
+from streams.salesforce.repair import Living
 from streams.salesforce.rest import Rest
 from streams.salesforce.retry import Backoff, retried
-from streams.salesforce.runs import first_runs, snapshot_runs
-from streams.salesforce.snapshot import run_snapshot
+from streams.salesforce.rights import LOOK_SECONDS
+from streams.salesforce.runs import first_runs
 from streams.salesforce.tokens import Vault
 from streams.topics import Topics
 
@@ -74,6 +75,8 @@ class Context:
     snapshot: bool
     backoff: Backoff
     health: Readiness | None
+    living: Living | None = None
+    rights_seconds: float = LOOK_SECONDS
     paused: set[str] = field(default_factory=set)
     """Channels that Salesforce refuses now: a revoked login, a lost right."""
 
@@ -89,8 +92,11 @@ async def run_subscriber(
     health: Readiness | None = None,
     snapshot: bool = True,
     pause_seconds: float = 60.0,
+    living: Living | None = None,
+    rights_seconds: float = LOOK_SECONDS,
 ) -> None:
-    """Subscribe to every channel of a connection until `stop`. `fields`: columns that rows of a source need, by source.
+    """Subscribe to every channel of a connection until `stop`. `fields`: columns that rows of a source need, by source; `living`: by source
+    the ids that we hold to be alive; `rights_seconds`: between two looks at what the user may see.
 
     `start_from` is needed only while no position is stored: "new" begins with what happens from now on, "retained" with everything that
     Salesforce still keeps. `snapshot`: at a first start also read every record once. Raises SettingsError (what a person must mend),
@@ -113,7 +119,9 @@ async def run_subscriber(
             "or `--from retained` (everything Salesforce still keeps, at most 72 h)"
         )
     backoff = Backoff(pause=pause_seconds)
-    context = Context(settings, flow, connection, config, fields, login, rest, start_from, snapshot, backoff, health)
+    context = Context(
+        settings, flow, connection, config, fields, login, rest, start_from, snapshot, backoff, health, living, rights_seconds
+    )
     tasks = {asyncio.create_task(_Channel(context, channel).run(), name=channel) for channel in channels}
     tasks.add(asyncio.create_task(rest.watch_limits()))
     waiting = asyncio.create_task(stop.wait())
@@ -143,8 +151,10 @@ class _Channel:
         self._backoff = Backoff(pause=context.backoff.pause)
         self._intake: Intake | None = None
         self._sources = [f"{context.connection}/{sobject}" for sobject in self._sobjects]
-        self._repairs: Repairs | None = None
-        self._beside: asyncio.Task[None] | None = None
+        canary = context.config.canary
+        self._canary = Canary(canary, context.rest, self._labels, self._well) if canary is not None else None
+        self._session_now: Session | None = None
+        self._beside: Beside | None = None
         self._begun = False
 
     async def run(self) -> None:
@@ -184,8 +194,7 @@ class _Channel:
             metrics.LEADING.labels(*self._labels).set(0)
             self._pause(False)
             if self._beside is not None:
-                self._beside.cancel()
-                await asyncio.wait([self._beside])
+                await self._beside.stop()
                 self._beside = None
             await self._publisher.stop()
 
@@ -234,23 +243,45 @@ class _Channel:
             replay = cometd.NEW if self._begun else cometd.RETAINED
             if replay == cometd.RETAINED:  # what Salesforce kept from before the first start was never asked for
                 intake.not_before = at.started // 1000 - GRACE_SECONDS
-        session = Session(self._c.config, self._c.login, self._channel, replay)
+        canary = self._canary
+        session = Session(self._c.config, self._c.login, self._channel, replay, aside=canary.aside if canary is not None else None)
+        listening: asyncio.Task[None] | None = None
         try:
             await session.open()
+            self._session_now = session
             self._begun = False
             self._pause(False)
-            metrics.SUBSCRIBED.labels(*self._labels).set(1)
-            self._say(True)
+            if canary is None or not canary.deaf:
+                self._well()
+            listening = asyncio.create_task(canary.watch(session)) if canary is not None else None
             log.info("subscribed", key=self._key, replay=replay, epoch=at.epoch)
-            if self._beside is None:
-                self._beside = asyncio.create_task(self._make_up())
+            if self._beside is not None:
+                await self._beside.subscribed()
+            elif self._sources:
+                c = self._c
+                self._beside = Beside(c.settings, c.flow, c.config, c.fields, c.rest, c.living, self._name, self._sources)
+                self._beside.start(intake, self._renew, c.rights_seconds)
             while True:
                 batch = await self._next(session)
                 for part in parts(batch, EVENTS):
                     await self._take(intake, part)
                 self._backoff.reset()
         finally:
+            self._session_now = None
+            if listening is not None:
+                listening.cancel()
+                await asyncio.wait([listening])
             await session.close()
+
+    def _renew(self, why: str) -> None:
+        """Leave the session of now: the next one is another subscription."""
+        if self._session_now is not None:
+            self._session_now.end(SessionLostError("rights", why))
+
+    def _well(self) -> None:
+        """Subscribed, and not deaf as far as is known."""
+        metrics.SUBSCRIBED.labels(*self._labels).set(1)
+        self._say(True)
 
     async def _next(self, session: Session) -> list[Any]:
         """The next batch; keeps the gauge of the last answer."""
@@ -259,8 +290,8 @@ class _Channel:
             while not waiting.done():
                 await asyncio.wait([waiting], timeout=5.0)
                 metrics.LAST_ANSWER.labels(*self._labels).set(time.time() - (time.monotonic() - session.answered))
-                if self._beside is not None and self._beside.done():
-                    self._beside.result()
+                if self._beside is not None:
+                    self._beside.raise_if_ended()
             return waiting.result()
         finally:
             waiting.cancel()
@@ -327,33 +358,8 @@ class _Channel:
         for i in incidents:
             metrics.INCIDENTS.labels(*i.source.split("/"), i.cause, i.state).inc()
             log.warning("incident", id=i.id, source=i.source, cause=i.cause, state=i.state, ids=len(i.ids), since=i.since, why=i.detail)
-        if incidents and self._repairs is not None:
-            self._repairs.wake()
-
-    async def _make_up(self) -> None:
-        """What is done beside the subscription, as long as this process leads: repairs, and after the first of them the first snapshots."""
-        c = self._c
-        self._repairs = Repairs(c.settings, c.flow, self._name, c.config, self._sources, c.fields, c.rest)
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._repairs.run())
-                group.create_task(self._run_snapshots(self._repairs))
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-
-    async def _run_snapshots(self, repairs: Repairs) -> None:
-        """Those asked for at the first start and not yet done: parents before children, one after another."""
-        await repairs.idle.wait()
-        runs = (await retried(lambda: snapshot_runs(self._c.settings), "runs")).values()
-        first = {run.source: run for run in runs if run.open and run.by == "first" and run.source in self._sources}
-        for sobject in await order_of(self._c.rest, [s for s in self._sobjects if f"{self._c.connection}/{s}" in first]):
-            run = first[f"{self._c.connection}/{sobject}"]
-            try:
-                await run_snapshot(
-                    self._c.settings, self._c.flow, run.source, self._c.fields[run.source], run_id=run.run, rest=self._c.rest
-                )
-            except PermanentError as error:
-                log.warning("snapshot failed", alert=True, source=run.source, run=run.run, reason=scrub(error.reason))
+        if incidents and self._beside is not None:
+            self._beside.wake()
 
     async def _token(self) -> Token:
         while True:

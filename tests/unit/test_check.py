@@ -106,9 +106,15 @@ FIELDS: dict[str, list[str]] = {
 }
 
 
+SEES_ALL = [True]
+
+
 async def org(request: web.Request) -> web.Response:
     if request.path.endswith("/token"):
         return web.json_response({"access_token": "00D000000000001!x", "instance_url": f"http://{request.host}"})
+    if request.path.endswith("/query"):
+        seen = {"PermissionsViewAllData": SEES_ALL[0]} if "UserPermissionAccess" in request.query["q"] else None
+        return web.json_response({"totalSize": 1, "done": True, "records": [seen] if seen else []})
     name = request.path.split("/")[-2]
     if name not in FIELDS:
         return web.json_response([{"errorCode": "NOT_FOUND", "message": "The requested resource does not exist"}], status=404)
@@ -116,7 +122,9 @@ async def org(request: web.Request) -> web.Response:
     return web.json_response({"name": name, "queryable": True, "fields": fields})
 
 
-async def test_fields_and_sobjects_the_org_has_not_are_told_at_the_line_that_asks_for_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sees_all", [True, False])
+async def test_what_the_org_has_not_or_withholds_is_told_at_the_line_that_asks_for_it(tmp_path: Path, sees_all: bool) -> None:
+    SEES_ALL[0] = sees_all
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", org)
     async with TestServer(app) as server:
@@ -135,6 +143,10 @@ async def test_fields_and_sobjects_the_org_has_not_are_told_at_the_line_that_ask
         assert found.document.mistakes == []
         notes = await check_online(found, Settings())
     told = sorted((Path(mistake.file).name, mistake.line, mistake.message) for mistake in found.document.mistakes)
+    blind = [] if sees_all else [told.pop(0)]
+    assert [(line, "lacks View All Data: /data/ChangeEvents brings him nothing" in text) for _, line, text in blind] == [(2, True)] * len(
+        blind
+    )
     assert [(file, line) for file, line, _ in told] == [("flow.yaml", 4), ("flow.yaml", 6), ("flow.yaml", 7), ("m.yaml", 2)]
     assert "target warehouse" in told[0][2] and "Region__c" in told[1][2] and "Plan__c" in told[2][2] and "Firstname" in told[3][2]
-    assert any("View All Data" in note for note in notes)
+    assert any("is not deaf" in note for note in notes)

@@ -26,6 +26,7 @@ class Desk:
             web.delete("/sandbox/grants", self._revoke),
             web.post("/sandbox/objects", self._objects),
             web.post("/sandbox/fill", self._fill),
+            web.post("/sandbox/purge", self._purge),
             web.post("/sandbox/channels", self._channel),
             web.get("/sandbox/lost", self._lost),
             web.get("/sandbox/limits", self._limits),
@@ -102,6 +103,11 @@ class Desk:
             raise ValueError(f"count: expected a whole number from 1 to {_MOST}; type: an object that keeps records")
         made = scenario.fill(self.org, sobject, count, seed)
         return serve.json({"count": len(made), "first": made[0], "last": made[-1]})
+
+    async def _purge(self, request: web.Request) -> web.Response:
+        """`{"type": "Contact"}`: empty the recycle bin of an object. No event tells of it, no query shows what was in it."""
+        sobject = self._object((await serve.body(request)).get("type"))
+        return serve.json({"purged": self.org.store.purge(sobject)})
 
     async def _channel(self, request: web.Request) -> web.Response:
         """`{"name": "/data/Sales__chn", "entities": ["Lead"], "enriched"?: {"Lead": ["Email"]}}`: a custom channel; `/event/…__chn` is one

@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from deploy.sandbox.salesforce import describe, ids, query, values
+from deploy.sandbox.salesforce import describe, ids, permissions, query, values
 from deploy.sandbox.salesforce.cometd import Cometd
 from deploy.sandbox.salesforce.errors import SalesforceError, bad, not_found
 from deploy.sandbox.salesforce.gate import NEWEST, OLDEST, Caller, Gate, V, api, body, commit, json, sobject_of, writable
@@ -67,7 +67,9 @@ class Rest:
         if len(request.raw_path) > 16_384:
             raise SalesforceError(414, "URI_TOO_LONG", "The length of the URI exceeds the 16,384 byte limit")
         deleted = "/queryAll" in request.path
-        result = query.run(self.org.store, text, api(request), deleted=deleted, schema=caller.schema, sees=caller.sees)
+        result = permissions.answer(self.org, text, caller.user_id)
+        if result is None:
+            result = query.run(self.org.store, text, api(request), deleted=deleted, schema=caller.schema, sees=caller.sees)
         return self._page(request, result, 0, None)
 
     async def _more(self, request: web.Request, _caller: Caller) -> web.Response:

@@ -102,6 +102,16 @@ class Store:
             if not row["IsDeleted"] and row.get(name) is not None:
                 index.setdefault(str(row[name]).lower(), set()).add(row["Id"])
 
+    def purge(self, sobject: SObject) -> list[str]:
+        """Empty the recycle bin of an object; the ids that are no more. No event tells of it."""
+        table = self.tables[sobject.name]
+        gone = [row_id for row_id, row in table.rows.items() if row["IsDeleted"]]
+        for row_id in gone:
+            del table.rows[row_id]
+        table.order = [row_id for row_id in table.order if row_id in table.rows]
+        table.deleted, table.stamps = 0, None
+        return gone
+
 
 class Transaction:
     """Changes that become visible together. Nothing is kept before `commit`; an error in an operation leaves the others as they were.
