@@ -150,6 +150,22 @@ class Comparing(Protocol):
 class Listing(Protocol):
     """The same, for what nobody speaks for."""
 
-    async def standing(self, object: str, after: str) -> Sequence[str]:
-        """The next keys behind `after` that stand and are not marked as deleted, in the order of their code points; none at the end."""
+    async def standing(self, object: str, after: str, until: str | None = None) -> Sequence[str]:
+        """The next keys behind `after`, below `until`, that stand and are not marked as deleted, by their code points; none at the end."""
+        ...
+
+
+@runtime_checkable
+class Hashing(Protocol):
+    """The same for many keys at once: a range of keys whose hash is as it should be needs no other look."""
+
+    async def hashes(self, object: str, bounds: Sequence[str]) -> Sequence[tuple[int, int]]:
+        """Of the keys that stand below the first bound, from each bound to the next, from the last on: how many, their hashes summed.
+
+        Bounds come in the order of their code points.
+        """
+        ...
+
+    def hash_of(self, object: str, key: str, body: Body) -> int:
+        """The hash of a key that holds this body, after `hashes`. Pure. One that is wrong costs a look, no more."""
         ...

@@ -17,6 +17,7 @@ import structlog
 from psycopg import sql
 from pydantic import Field, SecretStr
 
+from agents.rules import sqltext
 from agents.targets.base import Columns, Effect, Fault, Options
 from models.errors import HeadraceError, PausedError, PermanentError, TemporaryError
 from models.scrub import scrub
@@ -189,12 +190,38 @@ class Target:
             found = await connection.execute(statement, [orjson.dumps(rows).decode()])
             return dict(await found.fetchall())
 
-    async def standing(self, object: str, after: str) -> Sequence[str]:
+    async def standing(self, object: str, after: str, until: str | None = None) -> Sequence[str]:
         """A page of keys."""
-        statement = sql.SQL('SELECT _key FROM {} WHERE NOT _deleted AND _key COLLATE "C" > %s ORDER BY _key COLLATE "C" LIMIT %s')
+        statement = sql.SQL(
+            'SELECT _key FROM {} WHERE NOT _deleted AND _key COLLATE "C" > %s AND (%s::text IS NULL OR _key COLLATE "C" < %s) '
+            'ORDER BY _key COLLATE "C" LIMIT %s'
+        )
         async with self._connection() as connection:
-            found = await connection.execute(statement.format(self._table_name(object)), [after, KEYS])
+            found = await connection.execute(statement.format(self._table_name(object)), [after, until, until, KEYS])
             return [key for (key,) in await found.fetchall()]
+
+    async def hashes(self, object: str, bounds: Sequence[str]) -> Sequence[tuple[int, int]]:
+        """One statement: PostgreSQL reads its rows, and nothing of them goes over the wire."""
+        if object not in self._types:
+            await self.start(self._objects)
+        columns = [
+            sql.SQL(sqltext.READ.get(k, "{0}::text")).format(sql.Identifier(c)) for c, k in {"_key": "text", **self._types[object]}.items()
+        ]
+        statement = sql.SQL(
+            'SELECT width_bucket(_key COLLATE "C", %s::text[]) AS part, count(*), '
+            "sum(('x' || left(md5(convert_to(array_to_string(ARRAY[{columns}], %s, %s), 'UTF8')), 15))::bit(60)::bigint) "
+            "FROM {table} WHERE NOT _deleted GROUP BY part"
+        ).format(columns=sql.SQL(", ").join(columns), table=self._table_name(object))
+        found = [(0, 0)] * (len(bounds) + 1)
+        async with self._connection() as connection:
+            answer = await connection.execute(statement, [list(bounds), sqltext.BETWEEN, sqltext.NULL])
+            for part, count, total in await answer.fetchall():
+                found[part] = count, int(total)
+        return found
+
+    def hash_of(self, object: str, key: str, body: Body) -> int:
+        """As `hashes` counts it."""
+        return sqltext.hash_of(key, body, self._types[object].items())
 
     def _row(self, effect: Effect) -> bytes:
         """One element of the JSON parameter: the body, then the columns of META (of two names that are equal the last counts)."""

@@ -13,7 +13,7 @@ import pytest
 from psycopg import sql
 
 from agents.targets import make_target
-from agents.targets.base import Columns, Comparing, Listing, TargetLike
+from agents.targets.base import Columns, Comparing, Hashing, Listing, TargetLike
 from models.errors import PausedError, PermanentError
 from models.flow import Target as TargetOptions
 from models.write import Body
@@ -233,23 +233,57 @@ async def test_what_differs_is_named_by_key_and_what_stands_is_listed_in_order(d
     await rig.start()
     try:
         target = rig.target("warehouse", "one")
-        assert isinstance(target, Comparing) and isinstance(target, Listing)
+        assert isinstance(target, Comparing) and isinstance(target, Listing) and isinstance(target, Hashing)
         await target.start({"person": rig.columns})
         bodies: dict[str, Body] = {f"k{n}": {"name": f"N{n}", "city": None, "score": 1.5} for n in range(6)}
         await target.write([effect("person", key, body) for key, body in bodies.items()])
         assert await target.differing("person", bodies) == {}
+        hashes = {key: target.hash_of("person", key, body) for key, body in bodies.items()}
+        expected = [(count, sum(hashes[f"k{n}"] for n in numbers)) for count, numbers in ((1, [0]), (2, [1, 2]), (3, [3, 4, 5]))]
+        assert list(await target.hashes("person", ["k1", "k3"])) == expected
+        assert list(await target.hashes("person", [])) == [(6, sum(hashes.values()))]
         assert await target.differing("person", {"k1": {"name": "N1", "score": "1.50"}}) == {}, "converted as it is written"
         await rig.run("DELETE FROM {}.person WHERE _key = 'k0'")
         await rig.run("UPDATE {}.person SET city = 'X' WHERE _key = 'k1'")
         await rig.run("UPDATE {}.person SET score = NULL WHERE _key = 'k2'")
         await rig.run("UPDATE {}.person SET _deleted = true WHERE _key = 'k3'")
+        assert [found == wanted for found, wanted in zip(await target.hashes("person", ["k1", "k3"]), expected, strict=True)] == [False] * 3
         wrong = {"k0": "missing", "k1": "changed", "k2": "changed", "k3": "deleted"}
         assert await target.differing("person", bodies) == wrong
         assert await target.standing("person", "") == ["k1", "k2", "k4", "k5"]
         assert await target.standing("person", "k4") == ["k5"]
         assert await target.standing("person", "k5") == []
+        assert await target.standing("person", "", "k4") == ["k1", "k2"]
         with pytest.raises(PermanentError):
             await target.differing("person", {"k4": {"name": "N4", "score": "a lot"}})
+        await target.close()
+    finally:
+        await rig.stop()
+
+
+async def test_the_hash_of_a_body_is_the_one_postgresql_computes_of_its_row_whatever_its_values(database_url: str) -> None:
+    rig = PostgresRig(database_url)
+    await rig.start()
+    try:
+        target = rig.target("warehouse", "one")
+        columns: Columns = {"a": "text", "b": "number", "c": "boolean", "d": "date", "e": "datetime", "f": "json"}
+        assert isinstance(target, Hashing)
+        await target.start({"odd": columns})
+        values: list[Body] = [
+            {},
+            {"a": "", "b": 0, "c": False, "d": "2026-02-28", "e": "2026-02-28T23:59:59.123456+02:00", "f": {}},
+            {"a": "Zoë \U0001f600 'quoted' \\ \t\n\x1f", "b": -0.0, "c": True, "d": "1969-12-31", "e": "1969-12-31T23:59:59.999Z", "f": []},
+            {"a": 12, "b": "1.500", "f": {"bb": 1.0, "a": None, "é": "\u2028 \x01 \x7f /", "ab": [1, 2.5, {"z": True}]}},
+            {"a": True, "b": 1e20, "e": "2026-01-02T03:04:05.000+0000", "f": 1e-7},
+            {"a": {"x": [1, "y"]}, "b": 123456789012345678, "d": "0099-01-01", "f": "text"},
+            {"a": "x" * 10_000, "b": "0.10", "d": "2026-01-02", "f": False},
+        ]
+        bodies = {f"k{n}": body for n, body in enumerate(values)}
+        await target.write([effect("odd", key, body) for key, body in bodies.items()])
+        found = await target.hashes("odd", list(bodies)[1:])
+        expected = [(1, target.hash_of("odd", key, body)) for key, body in bodies.items()]
+        assert [key for key, ours, theirs in zip(bodies, expected, found, strict=True) if ours != theirs] == []
+        target.hash_of("odd", "k", {"b": "a lot", "d": "never", "e": 7, "c": []})  # what cannot be converted differs, without an error
         await target.close()
     finally:
         await rig.stop()
