@@ -13,13 +13,28 @@ from functools import partial
 from typing import TypeVar
 from uuid import uuid4
 
+import structlog
+
 from agents.rules.merge import RecordState
 from agents.rules.plan import Plan
-from agents.rules.reconcile import Compared, Known, Range, difference, known, range_agrees, ranges, second_of, suspects
+from agents.rules.reconcile import (
+    WIDE,
+    Compared,
+    Known,
+    Range,
+    difference,
+    known,
+    narrower,
+    range_agrees,
+    ranges,
+    second_of,
+    suspects,
+)
 from agents.tables import RECORDS, records_key
 from models.errors import PermanentError, TemporaryError
 from models.flow import Flow, Salesforce
 from models.settings import Settings
+from streams import metrics
 from streams.lag import LagWatch
 from streams.publish import TransactionalPublisher, read_batches
 from streams.salesforce.auth import Login
@@ -34,6 +49,7 @@ from streams.salesforce.rows import read_again
 from streams.salesforce.tokens import Vault
 from streams.topics import Topics
 
+log = structlog.get_logger()
 T = TypeVar("T")
 Show = Callable[[int, int | None], None]
 PURPOSE = "verify"
@@ -66,14 +82,15 @@ class Found(Compared):
 class SourceCheck:
     """One run over one source of the flow, which must be a Salesforce's. Close it."""
 
-    def __init__(self, settings: Settings, flow: Flow, source: str, plan: Plan) -> None:
+    def __init__(self, settings: Settings, flow: Flow, source: str, plan: Plan, rest: Rest | None = None) -> None:
         connection, _, self._sobject = source.partition("/")
         config = flow.connections[connection]
         if not isinstance(config, Salesforce):
             raise PermanentError(f"{source} is no source of Salesforce")
         self._settings, self._flow, self._plan, self._config, self._connection = settings, flow, plan, config, connection
         self._topics = Topics(settings.installation)
-        self._rest = Rest(connection, config, Login(connection, config, flow.folder, vault=Vault.of(settings)))
+        self._rest = rest or Rest(connection, config, Login(connection, config, flow.folder, vault=Vault.of(settings)))
+        self._before = self._rest.calls[PURPOSE]
         self._positions = Positions(settings)
         self.found = Found(source, f"verify-{uuid4().hex[:12]}")
         self._rows: dict[str, Row] = {}
@@ -84,7 +101,7 @@ class SourceCheck:
         await self._positions.stop()
 
     async def run(self, *, quick: bool, show: Show, seen: Seen) -> Found:
-        """Compare everything. `quick` asks ranges for COUNT and MAX and reads only those that differ; `seen` gets every state once or more.
+        """Compare everything. `quick` asks for COUNT and MAX and reads only ranges that differ; `seen` gets every state once or more.
 
         Raises PermanentError, TemporaryError (Salesforce or Kafka away, or the org's calls run short), FatalError.
         """
@@ -93,6 +110,8 @@ class SourceCheck:
         await self._clock()
         if not await patiently(lambda: sees_all(self._rest, self._sobject, PURPOSE)):
             raise PermanentError(f"{found.source} cannot be verified: {UNPROVEN}")
+        if behind := await workers_done(self._settings, self._flow, only=lanes(self._settings, found.source)):
+            raise TemporaryError(f"the workers are {behind:,} records of {found.source} behind: verify when they are through")
 
         def keep(id: str, state: RecordState) -> None:
             held[id] = known(state)
@@ -101,14 +120,13 @@ class SourceCheck:
         await read_states(self._settings, found.source, keep)
         doubtful: set[str] = set()
         done = 0
-        for part in ranges(sorted(held)):
-            if not (quick and await self._agrees(part, held)):
+        for wide in ranges(sorted(held), WIDE):
+            for part in () if quick and await self._agrees(wide, held) else narrower(wide):
                 doubtful |= suspects(part, held, await self._stamps(part))
-            done += len(part.ids)
-            show(done, len(held))
+            show(done := done + len(wide.ids), len(held))
         found.compared = len(held.keys() | doubtful)
         await self._settle(doubtful)
-        found.calls = self._rest.calls[PURPOSE]
+        found.calls = self._rest.calls[PURPOSE] - self._before
         return found
 
     async def repair(self) -> None:
@@ -123,8 +141,9 @@ class SourceCheck:
             for start in range(0, len(found.differences), IDS_PER_CALL):
                 some = [one.id for one in found.differences[start : start + IDS_PER_CALL]]
                 outputs = read_again(self._topics, found.source, some, self._rows, durable, second, run=found.run)
-                outputs.append(self._incident(some, start, durable).output(self._topics))
-                await patiently(partial(publisher.send, outputs))
+                incident = self._incident(some, start, durable)
+                await patiently(partial(publisher.send, [*outputs, incident.output(self._topics)]))
+                counted(incident)
                 found.repaired += len(some)
         finally:
             await publisher.stop()
@@ -181,6 +200,12 @@ class SourceCheck:
             left = [one.id for one in found.differences]
 
 
+def counted(incident: Incident) -> None:
+    """In the metrics and the log."""
+    metrics.INCIDENTS.labels(*incident.source.split("/"), incident.cause, incident.state).inc()
+    log.info("incident", id=incident.id, source=incident.source, cause=incident.cause, state=incident.state, why=incident.detail)
+
+
 async def read_states(settings: Settings, source: str, seen: Seen, only: Collection[str] | None = None) -> None:
     """Every state of a source from the changelog of `records`, older ones of an id before newer ones; `only`: of these ids."""
     head = records_key(source, "")
@@ -197,7 +222,7 @@ async def read_states(settings: Settings, source: str, seen: Seen, only: Collect
 
 async def living(settings: Settings, flow: Flow, source: str) -> set[str]:
     """Ids of a source that we hold to be alive, once its events in Kafka are merged, or half a minute is over."""
-    await workers_done(settings, flow, only=Topics(settings.installation).inbound(source))
+    await workers_done(settings, flow, only=[Topics(settings.installation).inbound(source)])
     found: set[str] = set()
 
     def keep(id: str, state: RecordState) -> None:
@@ -214,17 +239,23 @@ async def states_of(settings: Settings, source: str, ids: Iterable[str]) -> Stat
     return states
 
 
-async def workers_done(settings: Settings, flow: Flow, seconds: float = WORKERS_SECONDS, only: str | None = None) -> int:
+def lanes(settings: Settings, source: str) -> list[str]:
+    """The in-topics of a source."""
+    topics = Topics(settings.installation)
+    return [topics.inbound(source), topics.inbound(source, bulk=True)]
+
+
+async def workers_done(settings: Settings, flow: Flow, seconds: float = WORKERS_SECONDS, only: Collection[str] = ()) -> int:
     """Wait until the stages are through with what was in Kafka at the call; how many records they still were behind after `seconds`.
 
-    `only`: of this topic.
+    `only`: of these topics.
     """
     began, watch = time.time(), LagWatch(settings, flow)
     try:
         while True:
             lags = await patiently(watch.read)
             waited = time.time() - began
-            behind = sum(lag.records for lag in lags if lag.records and lag.oldest >= waited and only in (None, lag.topic))
+            behind = sum(lag.records for lag in lags if lag.records and lag.oldest >= waited and (not only or lag.topic in only))
             if not behind or waited > seconds:
                 return behind
             await asyncio.sleep(0.5)

@@ -1,10 +1,13 @@
 """Reconciliation of one route: what the tables `records` and `delivered` say a target holds, against what it holds.
 
+Where the target can hash (PostgreSQL), ranges of keys are compared by count and hash, and only keys of those that differ one by one; else
+every key is read back.
 It writes to no target: what differs is emitted again by the way of a redrive, what nobody speaks for is released, both through the topics.
 What is on its way is no difference: only what differs in every round, after the workers had their time, is one.
 """
 
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -19,8 +22,8 @@ from agents.rules.reconcile import Compared, Difference
 from agents.rules.ways import Way
 from agents.rules.writes import encode_write, read_json
 from agents.tables import DELIVERED, delivered_key
-from agents.targets.base import Comparing, Fault, Listing, TargetLike
-from agents.verify import ROUNDS, patiently, states_of, workers_done
+from agents.targets.base import Comparing, Fault, Hashing, Listing, TargetLike
+from agents.verify import ROUNDS, counted, patiently, states_of, workers_done
 from agents.writer import STAGE as WRITE
 from models.envelope import Envelope, Kind, Reason
 from models.errors import PermanentError
@@ -29,10 +32,13 @@ from models.settings import Settings
 from models.write import Body, Op, Write
 from streams.engine.stage import Output
 from streams.publish import Publisher, read_batches
+from streams.salesforce.incidents import Incident
 from streams.topics import Topics
 
 BATCH = 1000
 SENT = 200
+RANGE = 256
+"""Keys in a range that has one hash: few enough that one wrong row does not ask for many right ones."""
 Holders = dict[str, Delivered]
 
 
@@ -65,7 +71,7 @@ class RouteCheck:
         self._keys: dict[str, str | None] = {}  # by record id the key it should stand under, None: nowhere
         self._unfit: set[str] = set()
         self._told: dict[str, str] = {}  # by record id the key it speaks for
-        self._right: set[str] = set()  # keys that may stand
+        self._right: dict[str, int] = {}  # keys that may stand, and the hash of what they should hold; 0: not known
         self._ids: dict[str, str] = {}  # by key that differs the record to emit again; "" to release it
         self.found = RouteFound(way.route, way.target, isinstance(target, Comparing), isinstance(target, Listing))
 
@@ -91,13 +97,17 @@ class RouteCheck:
         found.behind = await workers_done(self._settings, self._flow)
         doubtful: dict[str, Difference] = {}
         strange: set[str] = set()
+        target = self._target
+        if isinstance(target, Hashing):
+            await patiently(partial(target.hashes, self._way.object, []))  # it looks at its columns
         for number in range(self._settings.partitions):
             holders = await self._holders(partitions=[number])
             strange |= self._note(holders)
-            doubtful |= await self._wrong(holders)
+            if not isinstance(target, Hashing):
+                doubtful |= await self._wrong(holders)
         strange |= {id for id, key in self._keys.items() if self._told.get(id) != key}
         strange |= {id for id, key in self._told.items() if id in self._keys and self._keys[id] != key}
-        doubtful |= {key: Difference(key, "extra") async for key in self._strangers()} if found.lists else {}
+        doubtful |= await self._of_ranges()
         for _ in range(ROUNDS - 1):
             if not (doubtful or strange):
                 break
@@ -109,15 +119,25 @@ class RouteCheck:
         return found
 
     async def repair(self) -> None:
-        """Emit again, or release, what differs."""
+        """Emit again, or release, what differs; an incident names it."""
         publisher, differences = Publisher(self._settings), self.found.differences
         try:
             for start in range(0, len(differences), SENT):
-                some = [self._output(one.id) for one in differences[start : start + SENT]]
-                await patiently(partial(publisher.send, some))
+                some = differences[start : start + SENT]
+                incident = self._incident(some, start // SENT)
+                await patiently(partial(publisher.send, [*(self._output(one.id) for one in some), incident.output(self._topics)]))
+                counted(incident)
                 self.found.repaired += len(some)
         finally:
             await publisher.stop()
+
+    def _incident(self, some: Sequence[Difference], number: int) -> Incident:
+        """It names records, not keys, which may be addresses of people."""
+        way, ids = self._way, tuple(id for one in some if (id := self._ids.get(one.id)))
+        told = ", ".join(f"{count} {kind}" for kind, count in Counter(one.kind for one in some).items())
+        detail = f"{len(some)} keys of route {way.route} were not in {way.target} as they were written there ({told})"
+        opened = Incident(f"{self._run}-{way.route}-{number}", way.source, "target", detail, ids, opened=int(time.time() * 1000))
+        return opened.ended("closed", f"written again through the topics by run {self._run}", rows=len(ids), gone=len(some) - len(ids))
 
     def _output(self, key: str) -> Output:
         """A redrive's empty row; for what nobody speaks for a release by a source that never was, so that it takes nothing from anybody."""
@@ -143,10 +163,14 @@ class RouteCheck:
 
     def _note(self, holders: Holders) -> set[str]:
         """Remember who speaks for what; ids that speak for two keys."""
-        twice = set()
+        twice, target = set(), self._target
         for key, state in holders.items():
-            if state.winner() is not None or self._way.on_delete == "ignore":
-                self._right.add(key)
+            won = state.winner()
+            if won is not None:
+                self._right[key] = target.hash_of(self._way.object, key, read_json(won.body)) if isinstance(target, Hashing) else 0
+                self.found.compared += won.route == self._way.route and won.source.startswith(self._head)
+            elif self._way.on_delete == "ignore":
+                self._right[key] = 0
             for id in self._speakers(state):
                 if self._told.setdefault(id, key) != key:
                     twice.add(id)
@@ -174,7 +198,6 @@ class RouteCheck:
         for start in range(0, len(keys), BATCH):
             faults = await self._differing({key: bodies[key] for key in keys[start : start + BATCH]})
             wrong |= {key: Difference(key, fault) for key, fault in faults.items()}
-        self.found.compared += len(bodies)
         return wrong
 
     async def _differing(self, bodies: Mapping[str, Body]) -> Mapping[str, Fault]:
@@ -190,11 +213,28 @@ class RouteCheck:
             pairs, middle = list(bodies.items()), len(bodies) // 2
             return {**await self._differing(dict(pairs[:middle])), **await self._differing(dict(pairs[middle:]))}
 
-    async def _strangers(self) -> AsyncIterator[str]:
-        """Keys that stand and for which nobody speaks."""
-        target, after = self._target, ""
+    async def _of_ranges(self) -> dict[str, Difference]:
+        """Keys of the ranges whose hash differs, and the keys that stand there, or anywhere if the target has no hash, for nobody."""
+        target, doubtful = self._target, dict[str, Difference]()
+        if isinstance(target, Hashing):
+            keys = sorted(self._right)
+            bounds = keys[RANGE::RANGE]
+            hashes = await patiently(partial(target.hashes, self._way.object, bounds))
+            for number, begin, end in zip(range(len(hashes)), ["", *bounds], [*bounds, None], strict=True):
+                some = keys[number * RANGE : (number + 1) * RANGE]
+                if hashes[number] != (len(some), sum(self._right[key] for key in some)):
+                    doubtful |= {key: Difference(key, "changed") for key in some}
+                    doubtful |= {key: Difference(key, "extra") async for key in self._strangers(begin, end)}
+        elif isinstance(target, Listing):
+            doubtful |= {key: Difference(key, "extra") async for key in self._strangers("", None)}
+        self._right.clear()
+        return doubtful
+
+    async def _strangers(self, after: str, until: str | None) -> AsyncIterator[str]:
+        """Keys from `after` to below `until` that stand and for which nobody speaks; `after` itself is spoken for."""
+        target = self._target
         while isinstance(target, Listing):
-            page = await patiently(partial(target.standing, self._way.object, after))
+            page = await patiently(partial(target.standing, self._way.object, after, until))
             for key in page:
                 if key not in self._right:
                     yield key
@@ -211,9 +251,7 @@ class RouteCheck:
         wanted = {id: self._keys[id] for id in strange if id in self._keys}
         keys = doubtful.keys() | {key for key in wanted.values() if key is not None} | {self._told[i] for i in strange if i in self._told}
         holders = await self._holders(keys)
-        compared = self.found.compared
         wrong = await self._wrong({key: state for key, state in holders.items() if key in doubtful})
-        self.found.compared = compared
         unspoken = [k for k, one in doubtful.items() if one.kind == "extra" and (k not in holders or holders[k].winner() is None)]
         gone = await self._differing({key: {} for key in unspoken}) if unspoken else {}
         wrong |= {key: Difference(key, "extra") for key in unspoken if gone.get(key) not in ("missing", "deleted")}

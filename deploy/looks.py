@@ -111,7 +111,8 @@ def incidents(only_open: bool, as_json: bool) -> int:
         )
         for i in found:
             took = age((i.closed - i.opened) / 1000) if i.closed else "-"
-            scope = f"{len(i.ids)} ids" if i.ids else f"all changed since {when(i.since)}" if i.since else "everything"
+            some = f"{len(i.ids)} ids" if i.ids else f"all changed since {when(i.since)}" if i.since else "everything"
+            scope = f"{i.rows + i.gone} keys" if i.cause == "target" else some
             said = f"{i.detail}; {i.proof}" if i.proof else i.detail
             style = {"open": "yellow", "waiting": "red", "failed": "red", "closed": "green"}[i.state]
             table.add_row(

@@ -47,12 +47,22 @@ def subscribe(flow_path: Path | None, connection: str | None, start_from: Litera
 
     async def run(settings: Settings, flow: Flow, health: Health, stop: asyncio.Event) -> None:
         from agents.verify import living
+        from agents.verify_schedule import Schedule
         from agents.worker import fields_of
         from streams.salesforce.subscriber import run_subscriber
 
         name = choose_connection(flow, connection)
+        verifying = Schedule(settings, flow, name)
         await run_subscriber(
-            settings, flow, name, fields_of(flow), start_from=start_from, health=health, stop=stop, living=partial(living, settings, flow)
+            settings,
+            flow,
+            name,
+            fields_of(flow),
+            start_from=start_from,
+            health=health,
+            stop=stop,
+            living=partial(living, settings, flow),
+            beside=verifying.run if verifying.wanted else None,
         )
 
     _serve("subscribe", flow_path, run)

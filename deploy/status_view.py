@@ -1,5 +1,6 @@
 """How `headrace status` looks. Only formats what streams/status.py collected; what is not known is shown as "?", never as 0."""
 
+import time
 from collections.abc import Container, Iterable
 
 from rich.console import Group, RenderableType
@@ -25,6 +26,8 @@ def render(status: Status) -> Group:
         parts.append(_channels(status))
     if status.snapshots:
         parts.append(_snapshots(status))
+    if status.verified:
+        parts.append(_verified(status))
     parts.append(_processes(status))
     if status.dead:
         parts.append(_dead(status))
@@ -116,6 +119,20 @@ def _snapshots(status: Status) -> Table:
         left = age(one.left) if one.left is not None else ""
         total = f"{one.total:,}" if one.total else "?"
         table.add_row(escape(one.source), escape(one.run), state, one.way, f"{one.rows:,}", total, rate, left, escape(one.note))
+    return table
+
+
+def _verified(status: Status) -> Table:
+    table = _table("verified", ("route", "target", "through", "ago", "shall be every", "last found"), ("ago", "shall be every"))
+    for one in status.verified:
+        ago = status.at / 1000 - one.through
+        late = one.every is not None and ago > 2 * one.every
+        since = "never" if not one.through else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(one.through))
+        found = f"{one.differed:,} differences, {one.repaired:,} repaired" if one.differed else "no difference" if one.at else ""
+        said = f"[red]{since}[/red]" if late else since
+        every = "-" if one.every is None else age(one.every)
+        last = f"[yellow]{escape(one.why)}[/yellow]" if one.why else found
+        table.add_row(escape(one.route), escape(one.target), said, age(ago) if one.through else "", every, last)
     return table
 
 

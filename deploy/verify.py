@@ -9,16 +9,13 @@ from typing import Any, get_args
 
 import orjson
 
-from agents.maps import Maps, load_maps
 from agents.rules.reconcile import Compared, What
-from agents.targets import make_target
-from agents.targets.base import TargetLike
-from agents.verify import Found, Show, SourceCheck
-from agents.verify_targets import RouteCheck, RouteFound
+from agents.verify import Found, Show
+from agents.verify_run import claimed, settled, verify_source
+from agents.verify_targets import RouteFound
 from deploy.context import choose_source, read_all
 from deploy.runs import run_with_bar
 from models.errors import SettingsError, TemporaryError
-from models.flow import Flow
 from models.settings import Settings
 from streams.flow_file import did_you_mean
 
@@ -38,7 +35,7 @@ def verify(flow_path: Path | None, source: str, target: str | None, *, repair: b
 
     async def work(settings: Settings, stop: asyncio.Event, show: Show) -> tuple[Found, list[RouteFound]]:
         running, stopping = (
-            asyncio.create_task(check(settings, flow, source, routes, repair, quick, show)),
+            asyncio.create_task(verify_source(settings, flow, source, routes, repair=repair, quick=quick, show=show)),
             asyncio.create_task(stop.wait()),
         )
         await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -54,51 +51,10 @@ def verify(flow_path: Path | None, source: str, target: str | None, *, repair: b
     return 0 if all(settled(found, one, repair) for one in by_route) else 1
 
 
-async def check(
-    settings: Settings, flow: Flow, source: str, routes: Sequence[str], repair: bool, quick: bool, show: Show
-) -> tuple[Found, list[RouteFound]]:
-    """Compare, and mend what differs. The targets are looked at after the source, so that all reach the same T."""
-    targets = {name: make_target(name, options, settings.installation) for name, options in flow.targets.items()}
-    maps = load_maps(flow, targets)
-    plan = maps.plan(source)
-    if plan is None:
-        raise SettingsError(f"no route reads {source}")
-    of_source = SourceCheck(settings, flow, source, plan)
-    try:
-        ways = [way for way in maps.ways(source) if way.route in routes]
-        checks = [RouteCheck(settings, flow, way, targets[way.target], of_source.found.run) for way in ways]
-        await _start({way.target for way in ways}, targets, maps)
-
-        def seen(id: str, state: Any) -> None:
-            for each in checks:
-                each.seen(id, state)
-
-        found = await of_source.run(quick=quick, show=show, seen=seen)
-        by_route = [await each.run() for each in checks]
-        if repair:
-            await of_source.repair()
-            for each in checks:
-                await each.repair()
-        return found, by_route
-    finally:
-        await of_source.close()
-        for target in targets.values():
-            await target.close()
-
-
-async def _start(names: set[str], targets: dict[str, TargetLike], maps: Maps) -> None:
-    for name in sorted(names):
-        await targets[name].start(maps.columns(name))
-
-
-def settled(found: Found, route: RouteFound, repair: bool) -> bool:
-    """Equal, or all that differed was repaired."""
-    return not (route.behind or route.dead) and (repair or not (found.differences or route.differences))
-
-
 def verified(found: Found, route: RouteFound, repair: bool) -> str | None:
     """T of a route, in UTC; None where nothing can be claimed."""
-    return _utc(found.through) if route.comparable and settled(found, route, repair) else None
+    through = claimed(found, route, repair)
+    return None if through is None else _utc(through)
 
 
 def sentences(found: Found, by_route: Sequence[RouteFound], repair: bool) -> str:

@@ -12,6 +12,7 @@ from models.write import OnDelete
 
 NAME = r"^[A-Za-z][A-Za-z0-9_-]{0,40}$"
 """Connections, targets and routes: they become parts of topic names and metric labels."""
+INTERVAL = re.compile(r"([0-9]{1,6})([smhd])", re.ASCII)
 
 
 ALL_CHANGES = "/data/ChangeEvents"
@@ -163,6 +164,7 @@ class Route(Part):
     where      filter on the merged record (SOQL's comparison syntax); leaving it is a delete
     key        field of the mapped body, or template, that is the target key across connections; default: connection and record id
     object     the target's own word for the kind of record (table, "users"); default: the map's entity
+    verify     seconds (90s, 15m, 24h, 7d in the file) after which the route is verified again; None: only by `headrace verify`
     """
 
     sources: tuple[str, ...] = Field(alias="from", min_length=1)
@@ -174,6 +176,16 @@ class Route(Part):
     on_delete: OnDelete = "tombstone"
     key: str | None = None
     object: str | None = None
+    verify: float | None = Field(default=None, ge=60)
+
+    @field_validator("verify", mode="before")
+    @classmethod
+    def _seconds(cls, given: Any) -> Any:
+        if not isinstance(given, str):
+            return given
+        if (found := INTERVAL.fullmatch(given.strip())) is None:
+            raise ValueError("this is no length of time: write 15m, 24h or 7d")
+        return int(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[found[2]]
 
 
 class Flow(Part):

@@ -251,6 +251,9 @@ def _route(document: Document, name: str, value: Any, sections: Mapping[str, Map
                 what = "a platform event, which is never kept" if is_event(source) else "a webhook"
                 remedy = "use fetch: event, or leave it out"
                 document.wrong((*path, "fetch"), f"{_named(path)}: fetch: query reads records from Salesforce, {source} is {what}", remedy)
+    if "verify" in raw and sources and all(isinstance(s, str) and (kinds.get(s) == "webhook" or is_event(s)) for s in sources):
+        said = f"{_named(path)}: verify compares with records in Salesforce, and {', '.join(sources)} keeps none"
+        document.wrong((*path, "verify"), said, "leave it out")
     return route
 
 

@@ -56,6 +56,9 @@ OPEN_INCIDENTS = Gauge("headrace_open_incidents", "What Salesforce withheld and 
 INCIDENTS = Counter("headrace_incidents_total", "Incidents: open, closed, failed", ["connection", "sobject", "cause", "outcome"])
 WITHHELD = Gauge("headrace_rights_withheld", "1 while the user may not see all that routes read of the sObject", ["connection", "sobject"])
 
+VERIFIED = Gauge("headrace_verified_through_timestamp_seconds", "Until when a route is verified; 0: never", ["route", "target"])
+VERIFY_EVERY = Gauge("headrace_verify_interval_seconds", "How often a route shall be verified", ["route"])
+
 # the process
 LAG = Gauge("headrace_lag_records", "End offset less committed offset, asked from the broker", ["stage", "topic"])
 OLDEST = Gauge("headrace_oldest_unfinished_seconds", "Age of the oldest record not yet committed", ["stage", "topic"])

@@ -26,6 +26,7 @@ from streams.salesforce.positions import position_key, read_positions
 from streams.salesforce.runs import Run, snapshot_runs
 from streams.scrape import Samples, by_label, quantile, scrape, total
 from streams.topics import Topics, sources
+from streams.verified import Found, read_verified, through
 
 ALIVE_SECONDS = 15.0
 ENDED_SECONDS = 3600.0
@@ -126,6 +127,23 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """What can be said of a route: all its sources are verified through `through` (epoch s; 0: never); `every`: seconds, or None.
+
+    at        epoch ms of the last verification; differed, repaired: found and mended by it; why: nothing new could be claimed by it
+    """
+
+    route: str
+    target: str
+    through: int
+    every: float | None
+    at: int
+    differed: int
+    repaired: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """All of it. `unknown` says in sentences what could not be asked."""
 
@@ -137,6 +155,7 @@ class Status:
     dead: list[Cause]
     channels: list[Channel]
     snapshots: list[Snapshot]
+    verified: list[Claim]
     paused: list[str]
     kafka_loss: float | None
     disk_free: int | None
@@ -156,6 +175,7 @@ async def collect(settings: Settings, flow: Flow) -> Status:
     dead: list[Cause] = []
     snapshots: list[Snapshot] = []
     stored: dict[str, tuple[int, int | None, int | None, float | None]] = {}
+    verified: list[Claim] = []
     try:
         async with asyncio.timeout(KAFKA_SECONDS):
             there = await _there(settings)
@@ -168,6 +188,8 @@ async def collect(settings: Settings, flow: Flow) -> Status:
             if topics.positions in there:
                 for key, p in (await read_positions(settings)).items():
                     stored[key] = (p.epoch, p.position, p.second, salesforce_loss(p))
+            if topics.runs in there:
+                verified = _claims(flow, await read_verified(settings))
             watch = LagWatch(settings, flow)
             try:
                 lags = await watch.read()
@@ -192,6 +214,7 @@ async def collect(settings: Settings, flow: Flow) -> Status:
         dead=dead,
         channels=_channels(flow, samples, stored),
         snapshots=snapshots,
+        verified=verified,
         paused=sorted(dict(labels).get("target", "") for labels, v in samples.get("headrace_target_paused", {}).items() if v),
         kafka_loss=min((lag.loss for lag in lags if lag.loss is not None), default=None),
         disk_free=min(disk, default=disk_free(settings.state)),
@@ -298,6 +321,27 @@ def _channels(flow: Flow, samples: Samples, stored: Mapping[str, tuple[int, int 
             epoch, position, second, loss = stored.get(position_key(name, channel), (None, None, None, None))
             found.append(Channel(name, channel, epoch, position, second, loss, None if up is None else up > 0, deaf))
     return found
+
+
+def _claims(flow: Flow, found: Found) -> list[Claim]:
+    """Of every route that is scheduled or was verified once."""
+    claims = []
+    for name, route in flow.routes.items():
+        if (last := [found[name, source] for source in route.sources if (name, source) in found]) or route.verify is not None:
+            why = next((one.why or one.state for one in last if one.state != "verified"), "")
+            claims.append(
+                Claim(
+                    name,
+                    route.to,
+                    through(found, name, route.sources),
+                    route.verify,
+                    max((one.at for one in last), default=0),
+                    sum(one.differed for one in last),
+                    sum(one.repaired for one in last),
+                    why,
+                )
+            )
+    return claims
 
 
 def _latencies(samples: Samples) -> list[Latency]:

@@ -108,8 +108,8 @@ class Topics:
         found += [Topic(self.changelog(table), "table key", "compact", None, "its stage", "recovery") for table in TABLES]
         found += [
             Topic(self.positions, "connection + channel", "compact", None, "subscribe", "subscribe, fetch, snapshot, status"),
-            Topic(self.runs, "run id", "compact", None, "snapshot, replay", "snapshot, replay, status"),
-            Topic(self.incidents, "incident id", "compact", None, "subscribe", "subscribe, incidents"),
+            Topic(self.runs, "run id, route and source", "compact", None, "snapshot, replay, verify", "snapshot, replay, verify, status"),
+            Topic(self.incidents, "incident id", "compact", None, "subscribe, verify", "subscribe, incidents"),
             Topic(self.processes, "process id", "compact", None, "every process", "status"),
             Topic(self.dead_letters, "dead letter id", "delete", None, "every stage", "dead-letters"),
         ]

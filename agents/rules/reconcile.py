@@ -18,6 +18,8 @@ from models.envelope import Envelope, Kind, Reason
 
 RANGE = 2000
 """Ids in a range: as many rows as one page of a query holds."""
+WIDE = 10 * RANGE
+"""Ids in a range that is only counted: one call in place of ten."""
 What = Literal["missing", "changed", "extra", "deleted"]
 _ABSENT = object()
 
@@ -73,11 +75,17 @@ def known(state: RecordState) -> Known:
     return Known(max(*seconds, (state.committed or 0) // 1000, 0), state.deleted)
 
 
-def ranges(ids: Sequence[str], size: int = RANGE) -> Iterator[Range]:
+def ranges(ids: Sequence[str], size: int) -> Iterator[Range]:
     """Sorted ids in ranges that together hold every id there can be."""
     for start in range(0, max(len(ids), 1), size):
         end = start + size
         yield Range(ids[start] if start else None, ids[end] if end < len(ids) else None, ids[start:end])
+
+
+def narrower(part: Range) -> Iterator[Range]:
+    """The same ids in ranges of a page each."""
+    for some in ranges(part.ids, RANGE):
+        yield Range(some.begin or part.begin, some.end or part.end, some.ids)
 
 
 def differs(stamp: int, known_second: int) -> bool:

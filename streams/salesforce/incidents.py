@@ -6,7 +6,7 @@ neither can be true without the other. It names causes, ids and times, never a v
 
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 import orjson
@@ -17,7 +17,7 @@ from streams.engine.stage import Output
 from streams.publish import read_all
 from streams.topics import Topics
 
-Cause = Literal["gap", "overflow", "wildcard", "too large", "position refused", "org changed", "verify", "log lost", "rights"]
+Cause = Literal["gap", "overflow", "wildcard", "too large", "position refused", "org changed", "verify", "target", "log lost", "rights"]
 State = Literal["open", "waiting", "closed", "failed"]
 
 
@@ -26,6 +26,7 @@ class Incident:
     """Value of a record of the incidents topic; its key is `id`, the same whenever the same thing is met again.
 
     source    "<connection>/<sObject>"
+    cause     what Salesforce withheld, and how; verify: found by comparing records; target: a target did not hold what was written there
     detail    in words, for people
     ids       records to be read again; () = every record changed since `since`
     since     epoch s, by Salesforce's clock; 0 = from the beginning
@@ -62,12 +63,22 @@ class Incident:
         return replace(self, state=state, proof=proof, rows=rows, gone=gone, calls=calls, closed=int(time.time() * 1000))
 
 
+KINDS = {f.name: type(f.default) for f in fields(Incident) if f.default is not MISSING} | dict.fromkeys(
+    ("id", "source", "cause", "detail"), str
+)
+
+
 def parse_incident(key: bytes | None, value: bytes) -> Incident:
     """Raises FatalError: an incident that cannot be read would be one that nobody repairs."""
     try:
         found: dict[str, Any] = orjson.loads(value)
         known = {name: found[name] for name in Incident.__dataclass_fields__ if name in found}
-        return Incident(**known | {"ids": tuple(known.get("ids", ()))})
+        incident = Incident(**known | {"ids": tuple(known.get("ids", ()))})
+        if strange := [name for name, kind in KINDS.items() if type(getattr(incident, name)) is not kind]:
+            raise ValueError(f"{', '.join(strange)} not as written")
+        if incident.source.count("/") != 1 or not all(isinstance(one, str) for one in incident.ids):
+            raise ValueError("source or ids not as written")
+        return incident
     except (ValueError, TypeError, AttributeError) as error:
         raise FatalError(f"incident {key!r} is damaged ({error}): delete its record, then run a snapshot of its source") from None
 

@@ -7,7 +7,7 @@ overflow, a refused position) is an incident, stored with the position that pass
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
@@ -94,9 +94,11 @@ async def run_subscriber(
     pause_seconds: float = 60.0,
     living: Living | None = None,
     rights_seconds: float = LOOK_SECONDS,
+    beside: Callable[[Rest], Coroutine[None, None, None]] | None = None,
 ) -> None:
     """Subscribe to every channel of a connection until `stop`. `fields`: columns that rows of a source need, by source; `living`: by source
-    the ids that we hold to be alive; `rights_seconds`: between two looks at what the user may see.
+    the ids that we hold to be alive; `rights_seconds`: between two looks at what the user may see; `beside`: what else this process does
+    with the connection's calls.
 
     `start_from` is needed only while no position is stored: "new" begins with what happens from now on, "retained" with everything that
     Salesforce still keeps. `snapshot`: at a first start also read every record once. Raises SettingsError (what a person must mend),
@@ -124,11 +126,13 @@ async def run_subscriber(
     )
     tasks = {asyncio.create_task(_Channel(context, channel).run(), name=channel) for channel in channels}
     tasks.add(asyncio.create_task(rest.watch_limits()))
+    if beside is not None:
+        tasks.add(asyncio.create_task(beside(rest)))
     waiting = asyncio.create_task(stop.wait())
     try:
         done, _ = await asyncio.wait({waiting, *tasks}, return_when=asyncio.FIRST_COMPLETED)
         for task in done - {waiting}:
-            await task  # a channel ends only by an error
+            await task  # none of them ends but by an error
     finally:
         for each in (waiting, *tasks):
             each.cancel()

@@ -18,8 +18,9 @@ from streams.engine.stage import Output
 from streams.health import Health
 from streams.publish import Publisher
 from streams.scrape import parse, quantile
-from streams.status import Status, collect, scrape_targets
+from streams.status import Claim, Status, collect, scrape_targets
 from streams.topics import Topics, ensure
+from streams.verified import Verified
 from tests.support.broker import settings_for, topics
 
 FLOW = Flow.model_validate(
@@ -29,7 +30,7 @@ FLOW = Flow.model_validate(
             "shop": {"type": "webhook", "secrets": ["x"]},
         },
         "targets": {"warehouse": {"type": "postgres"}},
-        "routes": {"all": {"from": ["acme/Contact", "shop"], "to": "warehouse", "map": "m"}},
+        "routes": {"all": {"from": ["acme/Contact", "shop"], "to": "warehouse", "map": "m", "verify": "1h"}},
     }
 )
 CHANNEL = "/data/ChangeEvents"
@@ -93,6 +94,8 @@ async def test_tells_processes_lag_positions_and_dead_letters(kafka: str, tmp_pa
                 Output(names.processes, b"forgotten", json.dumps(old | {"at": (now - 200_000) * 1000}).encode()),
                 Output(names.processes, b"cut off", json.dumps(old | {"at": now * 1000}).encode()),
                 Output(names.processes, b"junk", b"[1]"),
+                Verified("all", "acme/Contact", "warehouse", "verified", now * 1000, now - 7200, 10, 3, 3, 5).output(names),
+                Output(names.runs, b"other", b'{"kind": "snapshot", "run": "other", "source": "acme/Contact"}'),
             ]
         )
         metrics.PROCESSED.labels("acme", "Contact", "changed").inc(5)
@@ -103,7 +106,7 @@ async def test_tells_processes_lag_positions_and_dead_letters(kafka: str, tmp_pa
         try:
             async with asyncio.timeout(30):
                 status = await collect(settings, FLOW)
-                while health.name not in {p.name for p in status.processes}:
+                while health.name not in {p.name for p in status.processes} or any("Kafka" in one for one in status.unknown):
                     status = await collect(settings, FLOW)
         finally:
             await health.stop()
@@ -126,6 +129,8 @@ async def test_tells_processes_lag_positions_and_dead_letters(kafka: str, tmp_pa
         text = shown(status)
         assert "row 2 refused [b]" in text
         assert "silent for 2 min" in text
+        assert status.verified == [Claim("all", "warehouse", now - 7200, 3600.0, now * 1000, 3, 3, "")]
+        assert "2.0 h" in text and "3 differences, 3 repaired" in text
         after = await collect(settings, FLOW)
         assert health.name not in [p.name for p in after.processes], "a process that ended by itself is still listed"
 

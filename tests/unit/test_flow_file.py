@@ -48,6 +48,28 @@ def test_the_designs_example_loads_and_variables_work_inside_braces(tmp_path: Pa
     assert flow.folder == str(tmp_path)
 
 
+@pytest.mark.parametrize(("text", "seconds"), [("24h", 86_400), ("7d", 604_800), ("15m", 900), ("90s", 90), ("3600", 3600), ("''", None)])
+def test_how_often_a_route_is_verified_is_a_length_of_time(tmp_path: Path, text: str, seconds: float | None) -> None:
+    path = tmp_path / "flow.yaml"
+    path.write_text(GOOD.replace("map: person", f"map: person, verify: {text}"))
+    if seconds is not None:
+        assert load_flow(path, ENVIRON).routes["contacts"].verify == seconds
+    else:
+        assert "this is no length of time" in mistakes(tmp_path, path.read_text())[0][1]
+
+
+@pytest.mark.parametrize("text", ["5s", "-1h", "24", "1e9d", "[1h]", "{}", "true", "24h0m", "٣h", "9999999999h", "never", "-.inf", ".nan"])
+def test_a_strange_interval_of_verifying_is_told(tmp_path: Path, text: str) -> None:
+    [(line, message, _)] = mistakes(tmp_path, GOOD.replace("map: person", f"map: person, verify: {text}"))
+    assert (line, "verify" in message) == (9, True), message
+
+
+def test_what_keeps_no_records_is_not_verified(tmp_path: Path) -> None:
+    for source in ("forms", "acme/Paid__e"):
+        told = mistakes(tmp_path, GOOD.replace("from: acme/Contact", f"from: {source}").replace("map: person", "map: person, verify: 24h"))
+        assert any("keeps none" in message and remedy == "leave it out" for _, message, remedy in told), told
+
+
 @pytest.mark.parametrize(
     ("more", "url", "version"),
     [

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from agents.rules.merge import RecordState, merge
 from agents.rules.message import from_row
 from agents.rules.plan import make_plan
-from agents.rules.reconcile import Known, difference, differs, known, range_agrees, ranges, second_of, suspects
+from agents.rules.reconcile import Known, difference, differs, known, narrower, range_agrees, ranges, second_of, suspects
 from models.envelope import Envelope, Kind, Reason
 from models.errors import PermanentError
 
@@ -29,6 +29,16 @@ def test_every_id_there_can_be_lies_in_exactly_one_range(known_ids: set[str], id
     assert sum((p.begin is None or p.begin <= id) and (p.end is None or id < p.end) for p in parts) == 1
     for part in parts:
         assert all((part.begin is None or part.begin <= one) and (part.end is None or one < part.end) for one in part.ids)
+
+
+@given(st.sets(ids), ids, st.integers(3, 9))
+def test_what_a_wide_range_holds_lies_in_exactly_one_of_its_pages(known_ids: set[str], id: str, wide: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("agents.rules.reconcile.RANGE", 2)
+        parts = [part for one in ranges(sorted(known_ids), wide) for part in narrower(one)]
+    assert [one for part in parts for one in part.ids] == sorted(known_ids)
+    assert all(len(part.ids) <= 2 for part in parts)
+    assert sum((p.begin is None or p.begin <= id) and (p.end is None or id < p.end) for p in parts) == 1
 
 
 @given(held, stamps, st.integers(1, 7))

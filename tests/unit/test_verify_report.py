@@ -7,8 +7,9 @@ import pytest
 
 from agents.rules.reconcile import Difference
 from agents.verify import Found
+from agents.verify_run import settled
 from agents.verify_targets import RouteFound
-from deploy.verify import as_facts, sentences, settled, verified
+from deploy.verify import as_facts, sentences, verified
 
 NONE = Found("acme/Contact", "verify-1", through=1_780_000_000, compared=7)
 ROUTE = RouteFound("people", "warehouse", comparable=True, lists=True, compared=7)
