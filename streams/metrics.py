@@ -52,7 +52,7 @@ LATENCY = Histogram(
 DEAD = Counter("headrace_dead_letters_total", "Dead letters by cause class", ["stage", "route", "error"])
 
 # repair
-OPEN_INCIDENTS = Gauge("headrace_open_incidents", "What Salesforce withheld and is not yet read again", ["connection", "sobject"])
+OPEN_INCIDENTS = Gauge("headrace_open_incidents", "What is known to be missing and not yet repaired", ["connection", "sobject", "cause"])
 INCIDENTS = Counter("headrace_incidents_total", "Incidents: open, closed, failed", ["connection", "sobject", "cause", "outcome"])
 WITHHELD = Gauge("headrace_rights_withheld", "1 while the user may not see all that routes read of the sObject", ["connection", "sobject"])
 

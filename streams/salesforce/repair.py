@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from typing import get_args
 
 import structlog
 
@@ -21,7 +22,7 @@ from streams import metrics
 from streams.engine.stage import Output
 from streams.losses import accept_removed
 from streams.publish import TransactionalPublisher
-from streams.salesforce.incidents import Incident, open_ones, read_incidents
+from streams.salesforce.incidents import Cause, Incident, open_ones, read_incidents
 from streams.salesforce.messages import id18
 from streams.salesforce.positions import Positions
 from streams.salesforce.rest import IDS_PER_CALL, PAGE, Rest
@@ -211,6 +212,7 @@ class Repairs:
                 why=i.proof or i.detail)  # fmt: skip
 
     def _gauges(self, incidents: Iterable[Incident]) -> None:
-        counts = Counter(incident.source for incident in incidents if incident.state in ("open", "waiting"))
+        counts = Counter((incident.source, incident.cause) for incident in incidents if incident.state in ("open", "waiting"))
         for source in self._sources:
-            metrics.OPEN_INCIDENTS.labels(*source.split("/")).set(counts[source])
+            for cause in get_args(Cause):
+                metrics.OPEN_INCIDENTS.labels(*source.split("/"), cause).set(counts[source, cause])
