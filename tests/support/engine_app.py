@@ -46,7 +46,8 @@ class Toy(Target):
 
     async def write(self, effects: Sequence[Effect]) -> list[WriteResult]:
         """Answers with the time."""
-        return [WriteResult(Outcome.WRITTEN, id=str(time.time())) for _ in effects]
+        at = str(time.time())
+        return [WriteResult(Outcome.WRITTEN, id=at) for _ in effects]
 
 
 def stage(
