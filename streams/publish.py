@@ -56,16 +56,19 @@ def batched(outputs: Sequence[Output], partitions: int) -> Batches:
     """Outputs by topic and partition, in order. Raises PermanentError for a record that Kafka would refuse."""
     found: Batches = {}
     for output in outputs:
-        size = len(output.key or b"") + len(output.value or b"") + 64
+        key, partition = output.key, output.partition
+        size = len(key or b"") + len(output.value or b"") + 64
         if output.headers:
             size += sum(len(n) + len(v) + 8 for n, v in output.headers)
         if size > MAX_RECORD:
             raise PermanentError(f"a record of {size:,} bytes for {output.topic} is above Kafka's limit of {MAX_RECORD:,}: make it smaller")
-        if (partition := output.partition) is None:
-            if output.key is None:
+        if partition is None:
+            if key is None:
                 raise PermanentError(f"a record for {output.topic} has neither key nor partition")
-            partition = partition_of(output.key, partitions)
-        found.setdefault((output.topic, partition), []).append(output)
+            partition = partition_of(key, partitions)
+        if (there := found.get(place := (output.topic, partition))) is None:
+            there = found[place] = []
+        there.append(output)
     return found
 
 

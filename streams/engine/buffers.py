@@ -26,6 +26,11 @@ class _Waiting:
         self.bytes += sum(map(_size, records))
 
     def cut(self, most: int, most_bytes: int) -> list[Record]:
+        if len(self.records) <= most and self.bytes <= most_bytes:
+            whole = list(self.records)
+            self.records.clear()
+            self.bytes = 0
+            return whole
         cut, size = [self.records.popleft()], 0
         size = _size(cut[0])
         while self.records and len(cut) < most and size + (more := _size(self.records[0])) <= most_bytes:
