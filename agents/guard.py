@@ -8,7 +8,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from typing import NoReturn, TypeVar
+from typing import NoReturn, TypeVar, TypeVarTuple
 
 import structlog
 
@@ -21,6 +21,7 @@ from streams.topics import Topics
 
 log = structlog.get_logger()
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 Sleep = Callable[[float], Awaitable[None]]
 
 ATTEMPTS = 5
@@ -33,8 +34,8 @@ LONGEST_BELIEVED = 900.0
 def per_record(
     stage: str,
     record: Record,
-    rule: Callable[[], T],
-    *,
+    rule: Callable[[*Ts], T],
+    *args: *Ts,
     topics: Topics,
     redrive_to: str,
     dead: list[Output],
@@ -42,7 +43,7 @@ def per_record(
 ) -> T | None:
     """Run a pure rule for one record. Whatever it raises, FatalError excepted, becomes a dead letter in `dead`, and None comes back."""
     try:
-        return rule()
+        return rule(*args)
     except (FatalError, MemoryError):
         raise
     except Exception as error:  # noqa: BLE001 - see the first line of this file

@@ -6,10 +6,10 @@ fails for one record makes that record's dead letter (of one route, where only t
 
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import Any, TypeVar, TypeVarTuple
 
 import orjson
+from msgspec import Struct
 
 from agents.guard import per_record
 from agents.maps import Maps
@@ -20,6 +20,7 @@ from agents.rules.message import Message, from_event, from_hook, from_platform, 
 from agents.rules.plan import Plan
 from agents.rules.ways import Way
 from agents.rules.writes import encode_write
+from agents.states import States
 from agents.tables import RECORDS, SEEN, Seen, records_key, seen_key
 from models.change_event import ChangeEventError, parse
 from models.envelope import ALWAYS_EMITS, Envelope, EnvelopeError, Headers, Kind, Reason
@@ -32,20 +33,23 @@ from streams import metrics
 from streams.engine.stage import Chunk, Output, Partition, Record, Result, Stage
 from streams.topics import Inbound, Topics
 
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 STAGE = "process"
-FLOODS = frozenset({Reason.SNAPSHOT, Reason.POLL, Reason.REPLAY})
+CHANGE, WRITE, EMIT, QUERY, READ = Kind.CHANGE, Op.WRITE, Step.EMIT, Step.QUERY, Step.READ  # an enum looks its members up in Python
+FLOODS = (Reason.SNAPSHOT, Reason.POLL, Reason.REPLAY)
 """Writes these cause go through the bulk lane."""
 
 
 def process_stage(flow: Flow, settings: Settings, maps: Maps) -> Stage:
     """The stage that reads every in-topic the flow's routes need."""
-    topics = Topics(settings.installation)
+    topics, states = Topics(settings.installation), States()
     unknown = [source for source in maps.sources if source.partition("/")[0] not in flow.connections]
     if unknown:
         raise SettingsError(f"routes read from {', '.join(unknown)}, which the flow does not connect to: add the connection")
 
     async def handle(chunk: Chunk, partition: Partition) -> Result:
-        return _Chunk(chunk, partition, topics, maps).run()
+        return _Chunk(chunk, partition, topics, maps, states).run()
 
     return Stage(
         name=STAGE,
@@ -56,11 +60,24 @@ def process_stage(flow: Flow, settings: Settings, maps: Maps) -> Stage:
     )
 
 
-class _Chunk:
-    """One chunk's work. Each record is seen once; states are read together and written once per record id."""
+class _Held(Struct):
+    """A record id of the chunk: its key in the table, and what is known of it."""
 
-    def __init__(self, chunk: Chunk, partition: Partition, topics: Topics, maps: Maps) -> None:
-        self.chunk, self.partition, self.topics = chunk, partition, topics
+    id: str
+    key: bytes
+    state: RecordState
+    touched: bool = False
+
+
+class _Chunk:
+    """One chunk's work. Each record is seen once; states are read together and written once per record id.
+
+    Nothing of it counts before `run` returns. So states are changed in place; should a merge fail half-way (it raises nothing), all is
+    thrown away and done again, `careful`: each merge into a copy.
+    """
+
+    def __init__(self, chunk: Chunk, partition: Partition, topics: Topics, maps: Maps, states: States, careful: bool = False) -> None:
+        self.chunk, self.partition, self.topics, self.maps, self.known, self.careful = chunk, partition, topics, maps, states, careful
         self.inbound: Inbound = topics.parse_inbound(chunk.topic)
         self.source = self.inbound.source
         self.lane: Lane = "bulk" if self.inbound.bulk else "live"
@@ -68,9 +85,9 @@ class _Chunk:
         self.ways = maps.ways(self.source)
         self.redrive_to = topics.inbound(self.source)
         self.outputs: list[Output] = []
-        self.states: dict[bytes, RecordState] = {}
+        self.held: dict[bytes, _Held] = {}  # by the key of the in-topic
+        self.merging = False
         self.seen: dict[bytes, Seen] = {}
-        self.touched: dict[bytes, None] = {}
         self.noted: dict[bytes, None] = {}
         self.asked: set[tuple[str, tuple[tuple[str, bytes], ...]]] = set()
         self.outcomes: Counter[str] = Counter()
@@ -84,19 +101,17 @@ class _Chunk:
         else:
             self._load(self.chunk.records)
             for record in self.chunk.records:
-                dead: list[Output] = []
-                outcome = per_record(
-                    STAGE, record, partial(self._one, record, self.plan), topics=self.topics, redrive_to=self.redrive_to, dead=dead
-                )
-                self.outputs += dead
+                outcome = self._guarded(record, None, self._one, record, self.plan)
+                if self.merging:
+                    return _Chunk(self.chunk, self.partition, self.topics, self.maps, self.known, careful=True).run()
                 self.outcomes[outcome or "dead"] += 1
         for name, count in self.outcomes.items():
             metrics.PROCESSED.labels(self.inbound.connection, self.inbound.sobject, name).inc(count)
         for (route, target), count in self.emitted.items():
             metrics.EMITTED.labels(route, target).inc(count)
         state: dict[str, list[tuple[bytes, bytes | None]]] = {}
-        if self.touched:
-            state[RECORDS] = [(key, self.states[key].encode()) for key in self.touched]
+        if touched := {held.key: held.state for held in self.held.values() if held.touched}:
+            state[RECORDS] = [(key, self.known.put(known)) for key, known in touched.items()]
         if self.noted:
             state[SEEN] = [(key, self.seen[key].encode()) for key in self.noted]
         return Result(self.outputs, state)
@@ -104,8 +119,9 @@ class _Chunk:
     def _load(self, records: Any) -> None:
         ids = {record.key: _text(record.key) for record in records if record.key}
         keys = {records_key(self.source, record_id): record_id for record_id in ids.values()}
-        for (key, record_id), raw in zip(keys.items(), self.partition.store(RECORDS).get_many(list(keys)), strict=True):
-            self.states[key] = RecordState.decode(raw, record_id)
+        found = zip(keys.items(), self.partition.store(RECORDS).get_many(list(keys)), strict=True)
+        held = {record_id: _Held(record_id, key, self.known.pop(raw, record_id)) for (key, record_id), raw in found}
+        self.held = {key: held[record_id] for key, record_id in ids.items()}
         if self.plan is not None and (self.plan.hook or self.plan.event):
             slots = list({seen_key(self.source, _delivery(record)) for record in records if _delivery(record)})
             for slot, raw in zip(slots, self.partition.store(SEEN).get_many(slots), strict=True):
@@ -118,33 +134,33 @@ class _Chunk:
             return "duplicate"
         if plan.event:
             return self._every(record, envelope, message)
-        record_id = _text(record.key)
-        key = records_key(self.source, record_id)
-        state = self.states[key].fork()
+        held = self.held[record.key or b""]
+        record_id, state = held.id, held.state.fork() if self.careful else held.state
         asked = envelope.gone is not None and envelope.reason is Reason.FETCH
         nowhere = asked and not state.deleted and not any(keys.last or keys.left for keys in state.keys.values())
+        self.merging = not self.careful
         merged = merge(state, message, plan, self.lane, record.offset)
+        self.merging = False
         if merged.moved or merged.advanced:
             state.received = envelope.received
-        self.states[key] = state
-        self.touched[key] = None
+        held.state, held.touched = state, True
         incomplete = merged.late
         for way in self.ways:
             step = next_step(way, state, merged, message, envelope)
             if merged.redelivery and (keys := state.keys.get(way.route)) and keys.left:
                 state.keys[way.route] = owe(keys)
-            if step is Step.EMIT:
-                self._guarded(record, partial(self._emit, way, state, envelope, record), way.route)
-            elif step is Step.QUERY:
+            if step is EMIT:
+                self._guarded(record, way.route, self._emit, way, state, envelope, record_id, record.offset)
+            elif step is QUERY:
                 self._ask(record_id, plan, envelope if forced(way, envelope) else None)
-            elif step is Step.READ:
+            elif step is READ:
                 incomplete = True
         if nowhere:
-            self._guarded(record, partial(_nowhere, record_id, plan.sobject))
+            self._guarded(record, None, _nowhere, record_id, plan.sobject)
         if incomplete:
             missing = [path for path in message.lacks if path not in state.values]
             if missing and envelope.reason is Reason.FETCH:
-                self._guarded(record, partial(_lacking, missing, plan.sobject))
+                self._guarded(record, None, _lacking, missing, plan.sobject)
             else:
                 self._ask(record_id, plan, None)
         return _outcome(merged, incomplete)
@@ -154,7 +170,7 @@ class _Chunk:
         emitted = self.emitted.total()
         for way in self.ways:
             if envelope.route in (None, way.route):
-                self._guarded(record, partial(self._emit_event, way, message, envelope, _text(record.key)), way.route)
+                self._guarded(record, way.route, self._emit_event, way, message, envelope, _text(record.key))
         return "changed" if self.emitted.total() > emitted else "unchanged"
 
     def _emit_event(self, way: Way, message: Message, envelope: Envelope, name: str) -> None:
@@ -170,7 +186,7 @@ class _Chunk:
             revision=message.committed or 1,
             body=shaped[1],
             on_delete=way.on_delete,
-            reason=envelope.reason.value,
+            reason=envelope.reason,
             run=envelope.run,
             always=envelope.reason in ALWAYS_EMITS,
             position=message.position,
@@ -181,10 +197,8 @@ class _Chunk:
         self.outputs.append(Output(topic, write.kafka_key, encode_write(write)))
         self.emitted[way.route, way.target] += 1
 
-    def _guarded(self, record: Record, rule: Callable[[], None], route: str | None = None) -> None:
-        dead: list[Output] = []
-        per_record(STAGE, record, rule, topics=self.topics, redrive_to=self.redrive_to, route=route, dead=dead)
-        self.outputs += dead
+    def _guarded(self, record: Record, route: str | None, rule: Callable[[*Ts], T], *args: *Ts) -> T | None:
+        return per_record(STAGE, record, rule, *args, topics=self.topics, redrive_to=self.redrive_to, route=route, dead=self.outputs)
 
     def _repeated(self, record: Record) -> bool:
         """A delivery that was seen before, at another offset: the sender repeated it."""
@@ -197,39 +211,40 @@ class _Chunk:
             self.noted[slot] = None
         return first < record.offset
 
-    def _emit(self, way: Way, state: RecordState, envelope: Envelope, record: Record) -> None:
-        record_id = _text(record.key)
+    def _emit(self, way: Way, state: RecordState, envelope: Envelope, record_id: str, offset: int) -> None:
         shaped = None if state.deleted else way.shape(state.values, record_id)
+        write = self._write(way, state, envelope, record_id, WRITE, *shaped) if shaped else None
         held = state.keys.get(way.route)
-        keys = Keys(held.last, held.left) if held else Keys()
-        released = move(keys, shaped[0] if shaped else None, self.lane, record.offset, self._committed() if keys.left else _NONE)
-
-        def make(op: Op, key: str, body: Body | None) -> Write:
-            return Write(
-                op=op,
-                route=way.route,
-                object=way.object,
-                key=key,
-                source=f"{self.source}/{record_id}",
-                order=way.order,
-                revision=state.revision,
-                body=body,
-                on_delete=way.on_delete,
-                reason=envelope.reason.value,
-                run=envelope.run,
-                always=envelope.reason in ALWAYS_EMITS,
-                position=state.position,
-                committed=state.committed,
-                received=state.received,
-            )
-
-        write = make(Op.WRITE, *shaped) if shaped else None
-        gone = [make(Op.RELEASE, key, None) for key in released]
+        if write is not None and held is not None and held.last == write.key and not held.left:  # as nearly always
+            out = [write]
+        else:
+            keys = Keys(held.last, held.left) if held else Keys()
+            released = move(keys, shaped[0] if shaped else None, self.lane, offset, self._committed() if keys.left else _NONE)
+            gone = [self._write(way, state, envelope, record_id, Op.RELEASE, key) for key in released]
+            out, held = writes(write, gone, renames=way.renames), keys
         topic = self.topics.writes(way.target, bulk=envelope.reason in FLOODS)
-        out = [Output(topic, each.kafka_key, encode_write(each)) for each in writes(write, gone, renames=way.renames)]
-        state.keys[way.route] = keys
-        self.outputs += out
+        self.outputs += [Output(topic, each.kafka_key, encode_write(each)) for each in out]
+        state.keys[way.route] = held
         self.emitted[way.route, way.target] += len(out)
+
+    def _write(self, way: Way, state: RecordState, envelope: Envelope, record_id: str, op: Op, key: str, body: Body | None = None) -> Write:
+        return Write(
+            op=op,
+            route=way.route,
+            object=way.object,
+            key=key,
+            source=f"{self.source}/{record_id}",
+            order=way.order,
+            revision=state.revision,
+            body=body,
+            on_delete=way.on_delete,
+            reason=envelope.reason,
+            run=envelope.run,
+            always=envelope.reason in ALWAYS_EMITS,
+            position=state.position,
+            committed=state.committed,
+            received=state.received,
+        )
 
     def _ask(self, record_id: str, plan: Plan, envelope: Envelope | None) -> None:
         """One request per record and chunk; with `envelope` it carries why the row shall be emitted."""
@@ -270,6 +285,11 @@ def read(record: Record, plan: Plan) -> tuple[Envelope, Message]:
         found = orjson.loads(record.value)
     except orjson.JSONDecodeError as error:
         raise PermanentError(f"the value is not JSON ({error.msg} at character {error.pos}): see the original bytes") from None
+    if envelope.kind is CHANGE and not plan.hook and not plan.event:
+        try:
+            return envelope, from_event(parse(found), record_id, plan, envelope.epoch)
+        except ChangeEventError as error:
+            raise PermanentError(str(error)) from None
     if (envelope.kind is Kind.HOOK) != plan.hook or (envelope.kind is Kind.EVENT) != plan.event:
         raise PermanentError(
             f"a record of kind {envelope.kind} in the topic of {plan.sobject or 'a webhook'}: it was put there by somebody else"
@@ -278,13 +298,7 @@ def read(record: Record, plan: Plan) -> tuple[Envelope, Message]:
         return envelope, from_row(found, envelope, plan)
     if envelope.kind is Kind.HOOK:
         return envelope, from_hook(found, envelope, plan, record.offset)
-    if envelope.kind is Kind.EVENT:
-        return envelope, _platform(found, plan)
-    try:
-        event = parse(found)
-    except ChangeEventError as error:
-        raise PermanentError(str(error)) from None
-    return envelope, from_event(event, record_id, plan, envelope.epoch)
+    return envelope, _platform(found, plan)
 
 
 def _platform(found: Any, plan: Plan) -> Message:

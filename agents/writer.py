@@ -7,9 +7,10 @@ nothing between chunks but the target: its state is the table `delivered`, its a
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import structlog
+from msgspec.structs import replace
 
 from agents.calls import Calls
 from agents.guard import Guard, each_record, split

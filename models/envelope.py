@@ -4,9 +4,11 @@ The value of a Kafka record in an in-topic is the source's message as received; 
 the only one that writes or reads them. The wire format cannot be changed later: add headers, never give one a second meaning.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from enum import StrEnum
+from typing import Any
+
+from msgspec import Struct
 
 Headers = list[tuple[str, bytes]]
 
@@ -32,20 +34,15 @@ class Reason(StrEnum):
     REPLAY = "replay"
 
 
-ALWAYS_EMITS = frozenset({Reason.SNAPSHOT, Reason.REPAIR, Reason.REPLAY, Reason.REDRIVE})
+ALWAYS_EMITS = (Reason.SNAPSHOT, Reason.REPAIR, Reason.REPLAY, Reason.REDRIVE)  # no set: an enum's hash is made in Python
 """Reasons that come with a run id."""
-
-
-_KINDS = {kind.value.encode(): kind for kind in Kind}
-_REASONS = {reason.value.encode(): reason for reason in Reason}
 
 
 class EnvelopeError(ValueError):
     """The headers are not ours or are damaged: the record is a dead letter of the stage that read it."""
 
 
-@dataclass(slots=True, kw_only=True)  # not frozen: see models/write.py
-class Envelope:
+class Envelope(Struct, kw_only=True):
     """Headers of one record in an in-topic; `key` is the record's id (18 characters for Salesforce).
 
     kind, reason   see above
@@ -95,32 +92,29 @@ class Envelope:
     @classmethod
     def from_headers(cls, headers: Iterable[tuple[str, bytes]]) -> "Envelope":
         """Read back; headers of others are ignored, the last of a name counts. Raises EnvelopeError."""
-        found = dict(headers)
-
-        def text(name: str) -> str | None:
-            return None if (raw := found.get(name)) is None else raw.decode()
-
-        def number(name: str) -> int | None:
-            return None if (raw := found.get(name)) is None else int(raw)  # of bytes: this runs for every event
-
         try:
-            return cls(
-                kind=_KINDS.get(found["kind"]) or Kind(found["kind"].decode()),
-                reason=_REASONS.get(found["reason"]) or Reason(found["reason"].decode()),
-                received=int(found["received"]),
-                channel=text("channel") or "",
-                epoch=number("epoch") or 0,
-                position=number("position"),
-                index=number("index") or 0,
-                began=number("began"),
-                gone=number("gone"),
-                delivery=text("delivery"),
-                run=text("run"),
-                route=text("route"),
-            )
-        except KeyError as missing:
+            return cls(**{name: read(raw) for name, raw in headers if raw is not None and (read := _READ.get(name)) is not None})
+        except TypeError:
+            missing = next(name for name in ("kind", "reason", "received") if name not in dict(headers))
             raise EnvelopeError(
                 f"header {missing} is missing: this record was not written by Headrace; redrive it from its source"
             ) from None
-        except (ValueError, AttributeError) as error:
+        except (KeyError, ValueError) as error:
             raise EnvelopeError(f"a header cannot be read ({error}): redrive the record from its source") from None
+
+
+_READ: dict[str, Callable[[bytes], Any]] = {
+    "kind": {kind.value.encode(): kind for kind in Kind}.__getitem__,
+    "reason": {reason.value.encode(): reason for reason in Reason}.__getitem__,
+    "received": int,
+    "channel": bytes.decode,
+    "epoch": int,
+    "position": int,
+    "index": int,
+    "began": int,
+    "gone": int,
+    "delivery": bytes.decode,
+    "run": bytes.decode,
+    "route": bytes.decode,
+}
+"""How the value of each header is read."""

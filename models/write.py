@@ -2,13 +2,15 @@
 
 A Write is the whole target record, never a delta. It is the value of a record in `writes.<target>`; the Kafka key is
 `<object>|<target key>`, so that everything that concerns one target record meets in one partition. Nobody changes one that is made; they
-are not frozen because that makes each three times as dear, and one is made for every event.
+are not frozen because that makes each dearer, and one is made for every event: that is also why it is msgspec's kind of a dataclass.
 """
 
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from enum import StrEnum
 from typing import Any, Literal
+
+from msgspec import Struct
 
 OnDelete = Literal["tombstone", "delete", "mark", "ignore"]
 Body = dict[str, Any]
@@ -21,8 +23,7 @@ class Op(StrEnum):
     RELEASE = "release"
 
 
-@dataclass(slots=True, kw_only=True)
-class Write:
+class Write(Struct, kw_only=True):
     """One record of `writes.<target>` (JSON).
 
     route, object, key   object is the target's own word (table, "users"), key the target key inside it
@@ -47,7 +48,7 @@ class Write:
     source: str
     order: int
     revision: int
-    body: Body | None
+    body: Body | None = None
     on_delete: OnDelete
     successor: str | None = None
     then: "Write | None" = None

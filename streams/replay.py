@@ -11,10 +11,10 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 
 import structlog
 from aiokafka import TopicPartition
+from msgspec.structs import replace
 from pydantic import BaseModel, ConfigDict
 
 from models.envelope import Envelope, EnvelopeError, Kind, Reason

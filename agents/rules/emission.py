@@ -17,6 +17,9 @@ class Step(Enum):
     READ = "read"
 
 
+ROW, EMIT = Kind.ROW, Step.EMIT  # an enum looks its members up in Python
+
+
 def forced(way: Way, envelope: Envelope) -> bool:
     """A run or a route header makes this way emit whatever the merge did."""
     if envelope.route is not None:
@@ -31,16 +34,16 @@ def next_step(way: Way, state: RecordState, merged: Merged, message: Message, en
     brought through. A way by event emits when one of its own paths changed; a way by query when a row confirmed anything anew. A record
     of which nothing is known yet is read, whatever its first event touched.
     """
-    row = envelope.kind is Kind.ROW and message.version is not None
+    row = envelope.kind is ROW and message.version is not None
     if way.query:
         told = bool(merged.changed) or merged.moved or (merged.advanced and not row)
     else:
         told = "" in merged.changed or not merged.changed.isdisjoint(way.fields)
-    complete = envelope.kind is Kind.HOOK or state.knows(way.fields)
+    complete = state.knows(way.fields) or envelope.kind is Kind.HOOK
     if not (told or merged.redelivery or forced(way, envelope)):
         return Step.READ if (row or state.base is None) and not complete and not state.deleted else Step.NOTHING
     if state.deleted:
         return Step.EMIT
     if way.query and envelope.kind is Kind.CHANGE:
         return Step.QUERY
-    return Step.EMIT if complete else Step.READ
+    return EMIT if complete else Step.READ

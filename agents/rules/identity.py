@@ -7,8 +7,10 @@ incomplete or fails, the release is owed.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from typing import Literal
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from models.write import Write
 
@@ -17,8 +19,7 @@ OWED = 1 << 62
 """Offset of a key left whose release may never have been sent."""
 
 
-@dataclass(slots=True)
-class Keys:
+class Keys(Struct, array_like=True):
     """Of one record and one route: the key last emitted, and those left since: lane and offset at which each was left, oldest first."""
 
     last: str | None = None

@@ -4,11 +4,13 @@ Versions are kept as a base and exceptions to it: most values of a record come f
 value: it changed to something we were not told, so nothing older may fill it, and the record is read again.
 """
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection
 from typing import Any, Literal
 
 import orjson
+from msgspec import Struct, convert, field
+from msgspec.json import Decoder, Encoder
+from msgspec.structs import replace
 
 from agents.rules.compound import FULL_NAME, apply_diff, full_name
 from agents.rules.identity import Keys
@@ -17,14 +19,18 @@ from agents.rules.plan import Plan
 from agents.rules.versions import EVENT, Version, wins
 from models.errors import FatalError
 
-FORMAT = 1
+FORMAT = 2
+_SHORT = {
+    "values": "v", "base": "b", "exceptions": "x", "deleted": "d", "deleted_version": "D", "live": "l", "bulk": "L", "high": "h",
+    "keys": "k", "position": "p", "committed": "c", "received": "r",
+}  # fmt: skip
+"""Names of a state's fields in the table; absent where they are the default."""
 FIXED = frozenset({"Id", "IsDeleted"})
 """Always known, never merged: what is emitted is not deleted."""
 Lane = Literal["live", "bulk"]
 
 
-@dataclass(slots=True)
-class RecordState:
+class RecordState(Struct, tag_field="f", tag=FORMAT, omit_defaults=True, rename=_SHORT.get):
     """Value of the table `records`.
 
     values      what is known, by SOQL path; "Id" is always there
@@ -58,44 +64,17 @@ class RecordState:
         """Version of a value, or of its absence; None when nothing was ever said of it."""
         return self.exceptions.get(path) or (self.base if path in self.values else None)
 
-    def knows(self, paths: Iterable[str]) -> bool:
+    def knows(self, paths: frozenset[str]) -> bool:
         """Whether all are known."""
-        values = self.values
-        return all(path in values for path in paths)
+        return paths <= self.values.keys()
 
     def fork(self) -> "RecordState":
         """A copy to merge into: what fails half-way leaves nothing behind. (Values themselves are never changed in place.)"""
-        return RecordState(
-            self.values.copy(),
-            self.base,
-            self.exceptions.copy(),
-            self.deleted,
-            self.deleted_version,
-            self.live,
-            self.bulk,
-            self.high,
-            self.keys.copy(),
-            self.position,
-            self.committed,
-            self.received,
-        )
+        return replace(self, values=self.values.copy(), exceptions=self.exceptions.copy(), keys=self.keys.copy())
 
     def encode(self) -> bytes:
         """As JSON."""
-        return orjson.dumps(
-            {
-                "f": FORMAT,
-                "v": self.values,
-                "b": self.base,
-                "x": self.exceptions,
-                "d": self.deleted,
-                "D": self.deleted_version,
-                "o": (self.live, self.bulk),
-                "h": self.high,
-                "k": {route: (keys.last, keys.left) for route, keys in self.keys.items()},
-                "m": (self.position, self.committed, self.received),
-            }
-        )
+        return _ENCODER.encode(self)
 
     @classmethod
     def decode(cls, raw: bytes | None, record_id: str) -> "RecordState":
@@ -103,30 +82,25 @@ class RecordState:
         if raw is None:
             return cls({"Id": record_id, "IsDeleted": False})
         try:
-            found: dict[str, Any] = orjson.loads(raw)
-            if found["f"] != FORMAT:
-                raise FatalError(f"table records holds format {found['f']}, this version reads {FORMAT}: start the version that wrote it")
-            (live, bulk), (position, committed, received), base, gone = found["o"], found["m"], found["b"], found["D"]
-            return cls(
-                found["v"],
-                None if base is None else tuple(base),
-                {path: tuple(version) for path, version in found["x"].items()},
-                found["d"],
-                None if gone is None else tuple(gone),
-                live,
-                bulk,
-                tuple(found["h"]),
-                {route: Keys(last, {key: (lane, at) for key, (lane, at) in left.items()}) for route, (last, left) in found["k"].items()},
-                position,
-                committed,
-                received,
-            )
+            return _DECODER.decode(raw) if raw.startswith(_BEGIN) else _first_format(orjson.loads(raw))
         except (ValueError, KeyError, TypeError) as error:
             raise FatalError(f"a value of table records cannot be read ({type(error).__name__}): rebuild it from its changelog") from None
 
 
-@dataclass(slots=True)
-class Merged:
+_ENCODER, _DECODER = Encoder(), Decoder(RecordState)
+_BEGIN = b'{"f":%d,' % FORMAT
+
+
+def _first_format(found: dict[str, Any]) -> RecordState:
+    """A state as it was written before format 2: values outlive a deployment."""
+    if found["f"] != 1:
+        raise FatalError(f"table records holds format {found['f']}, this version reads up to {FORMAT}: start the version that wrote it")
+    (live, bulk), (position, committed, received) = found["o"], found["m"]
+    state = {name: found[name] for name in "vbxdDhk"} | {"l": live, "L": bulk, "p": position, "c": committed, "r": received}
+    return convert(state, RecordState)
+
+
+class Merged(Struct):
     """What a message did to a record.
 
     changed    paths whose value is another one now, or became known or unknown; "" stands for `deleted`
@@ -181,15 +155,17 @@ def _replace(state: RecordState, message: Message, version: Version, done: Merge
 
 
 def _merge_deleted(state: RecordState, message: Message, version: Version, done: Merged) -> None:
-    newer = state.deleted_version is None or wins(version, state.deleted_version)
-    if message.deleted is not None:
-        if newer:
-            if state.deleted != message.deleted:
-                done.changed.add("")
-            done.moved |= state.deleted_version != version
-            state.deleted, state.deleted_version = message.deleted, version
-    elif message.update and state.deleted and newer:
+    if message.deleted is None and not (message.update and state.deleted):
+        return
+    if state.deleted_version is not None and not wins(version, state.deleted_version):
+        return
+    if message.deleted is None:
         done.late = True
+        return
+    if state.deleted != message.deleted:
+        done.changed.add("")
+    done.moved |= state.deleted_version != version
+    state.deleted, state.deleted_version = message.deleted, version
 
 
 def _merge_values(state: RecordState, message: Message, version: Version, plan: Plan, done: Merged) -> None:

@@ -3,9 +3,10 @@
 Everything that can be wrong with a message is found here, before any state is touched: the merge itself raises nothing.
 """
 
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
+
+from msgspec import Struct, field
 
 from agents.rules.compound import apply_diff as apply_diff
 from agents.rules.compound import full_name, parts, tidy
@@ -17,10 +18,10 @@ from models.errors import PermanentError
 from models.platform_event import PlatformEvent
 
 _MISSING = object()
+UPDATE, DELETE = Change.UPDATE, Change.DELETE  # an enum looks its members up in Python
 
 
-@dataclass(slots=True)
-class Message:
+class Message(Struct):
     """One record's news.
 
     version    None: it speaks for nothing (the empty row of a redrive)
@@ -57,11 +58,11 @@ def from_event(event: ChangeEvent, record_id: str, plan: Plan, epoch: int) -> Me
     if record_id not in event.ids:
         raise PermanentError(f"the change event names {len(event.ids)} ids, none of them is the record's key: redrive it from its source")
     message = Message((EVENT, epoch, event.position, event.second), position=event.position, committed=event.committed)
-    if event.change is Change.DELETE:
+    if event.change is DELETE:
         message.deleted = True
         message.fills = _spoken(event, plan, None, message)
         message.diffs.clear()
-    elif event.change is Change.UPDATE:
+    elif event.change is UPDATE:
         message.update = True
         _update(event, plan, message)
     else:
@@ -74,7 +75,7 @@ def from_event(event: ChangeEvent, record_id: str, plan: Plan, epoch: int) -> Me
         if plan.named and not isinstance(event.body.get("Name"), str):
             values["Name"] = full_name(values)
         message.values = values
-    if not ROW_ONLY.isdisjoint(plan.flat) and event.change is not Change.DELETE:
+    if not ROW_ONLY.isdisjoint(plan.flat) and event.change is not DELETE:
         message.unknown = [*message.unknown, *(name for name in ROW_ONLY & plan.flat if name not in message.values)]
     return message
 
@@ -151,8 +152,14 @@ def _update(event: ChangeEvent, plan: Plan, message: Message) -> None:
     changed = set(event.changed_fields)
     message.values = _spoken(event, plan, changed, message)
     unknown = []
-    tracked, values, diffs = plan.flat, message.values, message.diffs
+    tracked, concerns, values, diffs = plan.flat, plan.concerns, message.values, message.diffs
     for name in changed:
+        if (plain := concerns[name]) is None:
+            continue
+        if plain:
+            if name not in values and name not in diffs:
+                unknown.append(name)
+            continue
         parent, dot, part = name.partition(".")
         compound = parts(plan.sobject, parent)
         if dot:
@@ -172,8 +179,10 @@ def _spoken(event: ChangeEvent, plan: Plan, changed: set[str] | None, message: M
     """Flat values of the body; those not in `changed` go to `fills`."""
     values: dict[str, Any] = {}
     fills = message.fills
-    tracked = plan.flat
+    tracked, concerns = plan.flat, plan.concerns
     for name, value in event.body.items():
+        if concerns[name] is None:
+            continue
         if type(value) is dict:
             if len(value) == 1 and isinstance(value.get("diff"), str):
                 if name in tracked and (changed is None or name in changed):

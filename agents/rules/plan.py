@@ -1,14 +1,35 @@
 """What must be known of a source's records: what maps and filters need, and what must be followed to keep that right. Pure."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from agents.rules.compound import FULL_NAME, PERSONS, relationship_key
+from agents.rules.compound import FULL_NAME, PERSONS, parts, relationship_key
 
 ALWAYS = ("Id", "IsDeleted", "SystemModstamp")
 """In every row; what a row is read for."""
 ROW_ONLY = frozenset({"SystemModstamp"})
 """Flat, yet never in an event: an event makes it unknown."""
+
+
+class Concerns(dict[str, bool | None]):
+    """By name in an event whether a plan follows it: True, as it is; False, by way of a compound field; None, not at all.
+
+    Found once for each name, because every event asks for each of its names.
+    """
+
+    MOST = 5000
+
+    def __init__(self, sobject: str, flat: frozenset[str]) -> None:
+        self._sobject, self._flat = sobject, flat
+
+    def __missing__(self, name: str) -> bool | None:
+        parent, dot, part = name.partition(".")
+        compound = dict(parts(self._sobject, parent) or (parts("Contact", parent) if parent == "Name" else ()))
+        follows = compound.get(part, part) in self._flat if dot else name in self._flat or not self._flat.isdisjoint(compound.values())
+        if len(self) >= self.MOST:  # names that no object has
+            self.clear()
+        self[name] = found = (not dot and not compound) if follows else None
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +55,10 @@ class Plan:
     named: bool
     hook: bool = False
     event: bool = False
+    concerns: Concerns = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "concerns", Concerns(self.sobject, self.flat))
 
 
 def make_plan(sobject: str, paths: Iterable[str], *, hook: bool = False, event: bool = False) -> Plan:

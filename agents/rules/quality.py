@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from agents.rules.transforms import kind
+from agents.rules.transforms import kind, text
 from models.errors import PermanentError
 
 Body = Mapping[str, Any]
@@ -26,7 +26,8 @@ class Fault:
 
 
 def _has(body: Body, name: str) -> bool:
-    return kind(body.get(name)) not in ("null", "blank text")
+    value = body.get(name)
+    return value is not None and (not isinstance(value, str) or bool(text(value)))
 
 
 def _required(*names: str) -> Callable[[Body], list[Fault]]:

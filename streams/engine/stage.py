@@ -9,6 +9,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from msgspec import Struct
+from msgspec import field as struct_field
+
 from models.envelope import Headers
 
 
@@ -37,14 +40,13 @@ class Chunk:
     records: Sequence[Record]
 
 
-@dataclass(slots=True)  # not frozen: see models/write.py
-class Output:
+class Output(Struct):
     """One record to send. `partition` None: by murmur2 of the key, as every other client of Kafka would."""
 
     topic: str
     key: bytes | None
     value: bytes | None
-    headers: Headers = field(default_factory=list)
+    headers: Headers = struct_field(default_factory=list)
     partition: int | None = None
 
 

@@ -8,12 +8,12 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import replace
 from typing import Any, Protocol
 from uuid import uuid4
 
 import orjson
 import pytest
+from msgspec.structs import replace
 
 from agents.guard import Guard
 from agents.rules.writes import encode_write

@@ -2,10 +2,10 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from agents.targets import make_target
 from agents.targets.base import Columns, Comparing, Listing, TargetLike

@@ -5,11 +5,11 @@ import os
 import random
 import signal
 from collections import Counter, defaultdict
-from dataclasses import replace
 from pathlib import Path
 
 import orjson
 import pytest
+from msgspec.structs import replace
 
 from agents.rules.writes import decode_write
 from streams.engine.stage import Output

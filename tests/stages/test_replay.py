@@ -4,13 +4,13 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from msgspec.structs import replace
 
 from models.envelope import Envelope, Kind, Reason
 from models.errors import FatalError, SettingsError, TemporaryError

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agents import process
+from agents.rules.merge import merge
 from models.envelope import Envelope, Kind, Reason
 from models.errors import FatalError, SettingsError
 from models.write import Op
@@ -275,3 +277,37 @@ def test_no_record_whatsoever_ends_the_process_or_vanishes(value: bytes, key: by
     record = MemoryRecord(TOPICS.inbound("acme/Contact"), 0, key, value, headers)
     result = run(p.stage.handler(Chunk(record.topic, 0, [replace(record)]), MemoryPartition()))  # type: ignore[arg-type]
     assert len(result.outputs) == 1
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+async def test_a_merge_that_fails_half_way_leaves_nothing_behind(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    p, clean = pipeline(), pipeline()
+
+    def failing(state: Any, message: Any, *args: Any) -> Any:
+        done = merge(state, message, *args)
+        if message.values.get("Title") == "bad":
+            raise ZeroDivisionError
+        return done
+
+    monkeypatch.setattr(process, "merge", failing)
+    await p.feed(create(p))
+    await clean.feed(create(clean))
+    news = [{"Phone": "2"}, {"Email": "b@x.org"}]
+    poisoned = [*news[:at], {"Title": "bad", "Phone": "3"}, *news[at:]]
+    told = [p.change("Contact", ID, "UPDATE", 20 + n, 1010, body) for n, body in enumerate(poisoned)]
+    wanted = [record for n, record in enumerate(told) if n != at]
+    assert await p.feed(*told) == await clean.feed(*wanted)
+    assert p.partition.store("records").values == clean.partition.store("records").values
+    assert len(p.dead) == 1
+    more = p.change("Contact", ID, "UPDATE", 30, 1020, {"Title": "good"})
+    assert await p.feed(more) == await clean.feed(more)
+
+
+async def test_a_chunk_whose_transaction_failed_starts_from_the_state_before_it() -> None:
+    p, clean = pipeline(), pipeline()
+    await p.feed(create(p))
+    await clean.feed(create(clean))
+    lost = p.change("Contact", ID, "UPDATE", 20, 1010, {"Phone": "2"})
+    await p.feed(lost, commit=False, keep=False)
+    assert await p.feed(lost) == await clean.feed(lost)
+    assert p.partition.store("records").values == clean.partition.store("records").values

@@ -1,12 +1,12 @@
 """Writes on the wire, and what a writer decides: stale, winner, turn, rename, and a state that survives."""
 
-from dataclasses import replace
 from typing import Any
 
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from agents.rules import delivery
 from agents.rules.delivery import GONE, Decision, Delivered

@@ -1,8 +1,7 @@
 """What the writer itself decides, with a target in memory; what targets must do is in tests/conformance."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from agents.rules.writes import encode_write
 from agents.targets.base import Columns, TargetLike
