@@ -117,6 +117,8 @@ class Salesforce(Part):
     @field_validator("channels", mode="before")
     @classmethod
     def _by_name(cls, channels: Any) -> Any:
+        if isinstance(channels, dict):
+            return {name: () if carried is None else carried for name, carried in channels.items()}
         return dict.fromkeys(channels, ()) if isinstance(channels, list) and all(isinstance(one, str) for one in channels) else channels
 
     def channel_of(self, sobject: str) -> str:

@@ -322,7 +322,7 @@ def _check_twice(document: Document, at: Path_, channel: str, carried: Mapping[s
         twice = [sobject for sobject in carried[channel] if sobject in theirs]
         if twice:
             message = f"{twice[0]} would be subscribed on two channels, {other} and {channel}"
-            document.wrong(at, message, f"take it out of one: {channel}: [the others]")
+            document.wrong(at, message, f"take {twice[0]} out of one of the two")
         elif ALL_CHANGES in (channel, other) and (mine := carried[channel] or theirs):
             one = channel if other == ALL_CHANGES else other
             message = f"{mine[0]} would be subscribed on two channels, {ALL_CHANGES} and {one}"

@@ -174,7 +174,7 @@ def test_variables_in_comments_are_not_asked_for(tmp_path: Path) -> None:
         ("type: salesforce", "type: salesforce, channels: [/topic/Contact]", 2, "no channel of changes", "/data/ChangeEvents"),
         (ORG, f"{ORG}, channels: [/data/A__chn, /data/B__chn]", 2, "both carry several sObjects", "say what is read from each"),
         (ORG, f"{ORG}, channels: {{/data/A__chn: [Contact], /data/B__chn: [Lead, Contact]}}", 2, "Contact would be subscribed", "take"),
-        (ORG, f"{ORG}, channels: {{/data/A__chn: [Contact], {ONE}: }}", 2, "Contact would be subscribed on two", "take it out"),
+        (ORG, f"{ORG}, channels: {{/data/A__chn: [Contact], {ONE}: }}", 2, "Contact would be subscribed on two", "out of one"),
         (ORG, f"{ORG}, channels: {{/data/A__chn: [Lead]}}", 9, "no channel of acme carries Contact", ONE),
         (ORG, f"{ORG}, channels: [/event/Paid__e]", 2, "no channel of changes", "remove it: a route"),
         (ORG, f"{ORG}, channels: 5", 2, "channels must be", "write"),
@@ -252,6 +252,18 @@ def test_a_folder_a_missing_and_an_unreadable_file_are_told(tmp_path: Path) -> N
     if os.geteuid() != 0:  # root reads everything
         (tmp_path / "shut.yaml").touch(mode=0)
         assert "cannot be read" in told(tmp_path / "shut.yaml")
+
+
+def test_channels_are_a_list_or_say_what_is_read_from_each(tmp_path: Path) -> None:
+    for given, known in (
+        (f"[{ONE}]", {ONE: ()}),
+        ("{/data/A__chn: [Contact], /data/LeadChangeEvent: }", {"/data/A__chn": ("Contact",), "/data/LeadChangeEvent": ()}),
+    ):
+        path = tmp_path / "flow.yaml"
+        path.write_text(GOOD.replace(ORG, f"{ORG}, channels: {given}", 1))
+        acme = load_flow(path, ENVIRON).connections["acme"]
+        assert isinstance(acme, Salesforce) and acme.channels == known
+    assert [line for line, _, _ in mistakes(tmp_path, GOOD.replace(ORG, f"{ORG}, canary: {{event: Canary__e, budgt: 5s}}", 1))] == [2]
 
 
 def test_the_parts_without_mistakes_can_be_worked_with(tmp_path: Path) -> None:
