@@ -156,7 +156,7 @@ async def subscribed(settings: Settings, flow: Flow, **more: Any) -> AsyncIterat
 
 
 async def until(
-    ask: Callable[[], Any], wanted: Callable[[Any], bool], seconds: float = 40.0, task: "asyncio.Task[Any] | None" = None
+    ask: Callable[[], Any], wanted: Callable[[Any], bool], seconds: float = 90.0, task: "asyncio.Task[Any] | None" = None
 ) -> Any:
     """Ask until the answer is the wanted one; the last answer is in the error."""
     answer = None
