@@ -98,13 +98,14 @@ class Fetch:
         self._sobjects = frozenset(flow.sobjects(connection))
         self._topics = Topics(settings.installation)
         self._guard = guard or Guard(STAGE, connection)
-        self._rest = Rest(connection, config, Login(connection, config, flow.folder, vault=Vault.of(settings)))
+        self._rest = Rest(connection, config, Login(connection, config, flow.folder, vault=Vault.of(settings)), settings)
         self._positions = Positions(settings)
         self._open: dict[str, _Batch] = {}
         self._slots: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(CALLS))
 
     async def close(self) -> None:
         """Close its clients."""
+        await self._rest.close()
         await self._positions.stop()
 
     async def __call__(self, chunk: Chunk, partition: Partition) -> Result:

@@ -89,7 +89,8 @@ class SourceCheck:
             raise PermanentError(f"{source} is no source of Salesforce")
         self._settings, self._flow, self._plan, self._config, self._connection = settings, flow, plan, config, connection
         self._topics = Topics(settings.installation)
-        self._rest = rest or Rest(connection, config, Login(connection, config, flow.folder, vault=Vault.of(settings)))
+        self._rest = rest or Rest(connection, config, Login(connection, config, flow.folder, vault=Vault.of(settings)), settings)
+        self._own = rest is None
         self._before = self._rest.calls[PURPOSE]
         self._positions = Positions(settings)
         self.found = Found(source, f"verify-{uuid4().hex[:12]}")
@@ -98,6 +99,8 @@ class SourceCheck:
 
     async def close(self) -> None:
         """Close its clients."""
+        if self._own:
+            await self._rest.close()
         await self._positions.stop()
 
     async def run(self, *, quick: bool, show: Show, seen: Seen) -> Found:

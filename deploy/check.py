@@ -162,6 +162,11 @@ async def _check_org(found: FlowFile, name: str, connection: Salesforce, setting
             remedy = "define it in Setup, Platform Events (no fields are needed), and let the user create it"
             message = f"the org knows no platform event {connection.canary.event}, or hides it from the user"
             found.document.wrong(("connections", name, "canary"), message, remedy)
+        for sobject in connection.poll:
+            for misfit in await asyncio.wait_for(org.misfits(sobject, ["SystemModstamp", "IsDeleted"]), PATIENCE):
+                if misfit.path is not None:  # an sObject that is not there is told at the route
+                    message = f"{sobject} cannot be polled: {misfit.message}"
+                    found.document.wrong(("connections", name, "poll", sobject), message, "take it out of poll:, or read it by snapshots")
     except (HeadraceError, TimeoutError) as error:
         _unreachable(found, ("connections", name), f"connection {name}", error)
         return []

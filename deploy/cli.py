@@ -55,7 +55,7 @@ def worker(flow: FlowOption = None, alone: AloneOption = False) -> None:
 
 @app.command(rich_help_panel=RUN)
 def subscribe(
-    connection: Annotated[str | None, typer.Argument(help="The Salesforce connection; needed when the flow file has several.")] = None,
+    connection: Annotated[str | None, typer.Argument(help="The Salesforce connection, or all; needed when there are several.")] = None,
     start_from: Annotated[
         Literal["new", "retained"] | None,
         typer.Option("--from", help="The first start needs it: begin with what happens from now on, or with all Salesforce still holds."),
@@ -63,7 +63,7 @@ def subscribe(
     flow: FlowOption = None,
     alone: AloneOption = False,
 ) -> None:
-    """Take change events of a Salesforce org into Kafka. A second one for the same org waits and takes over.
+    """Take what changes in a Salesforce org into Kafka, by its events or by polling. A second one for the same org waits and takes over.
 
     Example: headrace subscribe acme --from retained
     """

@@ -50,6 +50,12 @@ def choose_connection(flow: Flow, name: str | None) -> str:
     return name
 
 
+def choose_connections(flow: Flow, name: str | None) -> list[str]:
+    """The one that is meant, or all of them for "all". Raises SettingsError."""
+    names = [key for key, connection in flow.connections.items() if isinstance(connection, Salesforce)]
+    return names if name == "all" and names and name not in names else [choose_connection(flow, name)]
+
+
 def choose_source(flow: Flow, source: str) -> str:
     """A "<connection>/<sObject>" that a route of the flow reads. Raises SettingsError."""
     known = [

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from deploy.context import choose_connection, read_all, read_settings
+from deploy.context import choose_connections, read_all, read_settings
 from deploy.supervise import PROCESS, RESTARTS, Supervisor
 from models.flow import Flow
 from models.settings import Settings
@@ -51,19 +51,19 @@ def subscribe(flow_path: Path | None, connection: str | None, start_from: Litera
         from agents.worker import fields_of
         from streams.salesforce.subscriber import run_subscriber
 
-        name = choose_connection(flow, connection)
-        verifying = Schedule(settings, flow, name)
-        await run_subscriber(
-            settings,
-            flow,
-            name,
-            fields_of(flow),
-            start_from=start_from,
-            health=health,
-            stop=stop,
-            living=partial(living, settings, flow),
-            beside=verifying.run if verifying.wanted else None,
-        )
+        fields, known = fields_of(flow), partial(living, settings, flow)
+
+        async def one(name: str) -> None:
+            verifying = Schedule(settings, flow, name)
+            beside = verifying.run if verifying.wanted else None
+            await run_subscriber(settings, flow, name, fields, start_from=start_from, health=health, stop=stop, living=known, beside=beside)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for name in choose_connections(flow, connection):
+                    group.create_task(one(name))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
 
     _serve("subscribe", flow_path, run)
 

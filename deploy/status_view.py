@@ -28,6 +28,10 @@ def render(status: Status) -> Group:
         parts.append(_snapshots(status))
     if status.verified:
         parts.append(_verified(status))
+    if status.ways:
+        parts.append(_ways(status))
+    if status.calls:
+        parts.append(_calls(status))
     parts.append(_processes(status))
     if status.dead:
         parts.append(_dead(status))
@@ -133,6 +137,33 @@ def _verified(status: Status) -> Table:
         every = "-" if one.every is None else age(one.every)
         last = f"[yellow]{escape(one.why)}[/yellow]" if one.why else found
         table.add_row(escape(one.route), escape(one.target), said, age(ago) if one.through else "", every, last)
+    return table
+
+
+def _ways(status: Status) -> Table:
+    table = _table("how sObjects come in", ("sObject", "by", "last polled"))
+    words = {
+        None: "?",
+        "events": "[green]events[/green]",
+        "poll": "polling",
+        "instead": "[yellow]polling, for the event allocation is used up[/yellow]",
+    }
+    for one in status.ways:
+        every = "" if one.every is None else f", each {age(one.every)}"
+        last = "" if one.polled is None else f"{age(one.polled)} ago"
+        table.add_row(escape(f"{one.connection}/{one.sobject}"), f"{words[one.by]}{every}", last)
+    return table
+
+
+def _calls(status: Status) -> Table:
+    numbers = ("of our share", "of the org, ahead", "left", "events left")
+    table = _table("API calls of the day", ("connection", *numbers, "state", "ours, by purpose"), numbers)
+    waits = ("verifying", "snapshots", "polling", "all but what people ask for")
+    for one in status.calls:
+        ours = ", ".join(f"{escape(purpose)} {count:,}" for purpose, count in sorted(one.ours.items()))
+        parts = ("?" if part is None else f"{part:.0%}" for part in (one.share, one.ahead))
+        state = "?" if one.step is None else "normal" if not one.step else f"[yellow]waits: {waits[one.step - 1]}[/yellow]"
+        table.add_row(escape(one.connection), *parts, _number(one.left), _number(one.events), state, ours)
     return table
 
 

@@ -38,6 +38,17 @@ def sobject_channel(sobject: str) -> str:
     return f"/data/{sobject[:-1] if sobject.endswith('__c') else sobject}ChangeEvent"
 
 
+def seconds_of(raw: Any) -> Any:
+    """60, "60s", "5m", "1h" in seconds; what is no such text stays as it is."""
+    if isinstance(raw, str) and (found := re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(s|m|h)", raw.strip())):
+        return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+    return raw
+
+
+Every = Annotated[float, BeforeValidator(seconds_of), Field(ge=1, le=86_400)]
+"""How often, in seconds."""
+
+
 class Part(BaseModel):
     """Strict and frozen: an unknown key is a mistake, not a wish."""
 
@@ -98,6 +109,7 @@ class Salesforce(Part):
 
     channels   of changes: a list, or by channel the sObjects that are read from it, where several channels carry several (empty: all
                that the others do not). The channel of a platform event follows from the route that reads it
+    poll       sObjects that are polled, not subscribed to, and the seconds between two rounds (60, "60s", "5m", "1h")
     """
 
     type: Literal["salesforce"]
@@ -105,9 +117,11 @@ class Salesforce(Part):
     version: str = Field(default="67.0", pattern=r"^v?[0-9]{2,3}\.0$")
     auth: Auth
     channels: dict[str, tuple[str, ...]] = Field(default={ALL_CHANGES: ()}, min_length=1)
-    api_share: float = Field(default=0.8, gt=0, le=1, description="fraction of the org's API calls of a day that a process may use")
+    api_share: float = Field(default=0.8, gt=0, le=1, description="fraction of the org's API calls of a day that may be used")
     canary: Canary | None = None
     silence: float = Field(default=300.0, gt=0, description="seconds without any reply of the server before the session is given up")
+    poll: dict[str, Every] = Field(default_factory=dict, description="sObjects that are polled, not subscribed to, and how often")
+    poll_instead: Every = Field(default=60.0, description="how often the others are polled while the org's event allocation is used up")
 
     @field_validator("version")
     @classmethod
@@ -208,11 +222,11 @@ class Flow(Part):
         return tuple(name for name in self.read_from(connection) if not is_event(name))
 
     def channels(self, connection: str) -> tuple[str, ...]:
-        """Channels of a connection that bring what routes read; none for what is no Salesforce connection."""
+        """Channels of a connection that bring what routes read and nobody polls; none for what is no Salesforce connection."""
         config = self.connections.get(connection)
         if not isinstance(config, Salesforce):
             return ()
-        return tuple(dict.fromkeys(config.channel_of(name) for name in self.read_from(connection)))
+        return tuple(dict.fromkeys(config.channel_of(name) for name in self.read_from(connection) if name not in config.poll))
 
     def routes_from(self, source: str) -> dict[str, Route]:
         """Routes that read this source."""

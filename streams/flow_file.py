@@ -88,6 +88,7 @@ def read_flow(path: Path, environ: Mapping[str, str]) -> FlowFile:
                 routes[name] = route
         _check_overlaps(document, routes)
         _check_channels(document, sections["connections"], routes)
+        _check_polls(document, connections, routes)
     flow = Flow(connections=connections, targets=targets, routes=routes, folder=str(path.parent))
     return FlowFile(document, flow)
 
@@ -310,7 +311,28 @@ def _check_channels(document: Document, connections: Mapping[str, Any], routes: 
             remedy = "define an event of its own for the canary"
             document.wrong(("connections", name, "canary"), f"{event} is the canary's, and a route reads it", remedy)
         if carried and all(carried.values()):
-            _check_carried(document, name, [sobject for names in carried.values() for sobject in names], routes)
+            polled = raw.get("poll") if isinstance(raw, dict) else None
+            names = [*(polled if isinstance(polled, dict) else ()), *(sobject for names in carried.values() for sobject in names)]
+            _check_carried(document, name, names, routes)
+
+
+def _check_polls(document: Document, connections: Mapping[str, Connection], routes: Mapping[str, Route]) -> None:
+    """What is polled must be read by a route, and must not come a second time by a channel of its own."""
+    for name, connection in connections.items():
+        if not isinstance(connection, Salesforce):
+            continue
+        read = [s.partition("/")[2] for route in routes.values() for s in route.sources if s.startswith(f"{name}/")]
+        for sobject in connection.poll:
+            place = ("connections", name, "poll", sobject)
+            if sobject not in read:
+                message = f"connection {name} polls {sobject}, which no route reads"
+                document.wrong(place, message, did_you_mean(sobject, read, f"write from: {name}/{sobject} in a route, or remove it"))
+            elif is_event(sobject):
+                document.wrong(place, f"{sobject} is a platform event: nothing of it is kept that could be polled", "remove it")
+            elif twice := [c for c, named in connection.channels.items() if sobject in (channel_sobject(c), *named)]:
+                document.wrong(
+                    place, f"{sobject} would come twice, by polling and by {twice[0]}", f"take it out of {twice[0]}, or remove the poll"
+                )
 
 
 def _check_twice(document: Document, at: Path_, channel: str, carried: Mapping[str, Sequence[str]]) -> None:

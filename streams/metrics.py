@@ -24,7 +24,15 @@ LOGINS = Counter("headrace_logins_total", "Logins by outcome", ["connection", "o
 API_CALLS = Counter("headrace_api_calls_total", "REST calls to the source by purpose and outcome", ["connection", "purpose", "outcome"])
 API_HELD = Counter("headrace_api_calls_held_total", "REST calls not made, to stay within limits", ["connection", "purpose"])
 API_STEP = Gauge("headrace_api_step", "0 normal, 1 no optional re-reads, 2 batch, 3 poll, 4 stop", ["connection"])
+API_SHARE = Gauge("headrace_api_share_ratio", "Used of api_share, by all processes, over the rolling day", ["connection"])
+API_FORECAST = Gauge("headrace_api_forecast_ratio", "Of the org's calls of a day, used in two hours if it goes on so", ["connection"])
 LIMIT_LEFT = Gauge("headrace_limit_remaining", "What is left of a limit of the org, as it last said", ["connection", "limit"])
+POLLED = Gauge(
+    "headrace_source_polled",
+    "How an sObject comes in: 0 by events, 1 by polling, 2 by polling while the event allocation is used up",
+    ["connection", "sobject"],
+)
+LAST_POLL = Gauge("headrace_last_poll_timestamp_seconds", "End of the last round of polling", ["connection", "sobject"])
 SNAPSHOT_ROWS = Counter("headrace_snapshot_rows_total", "Rows read by snapshots", ["connection", "sobject"])
 
 # processing

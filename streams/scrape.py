@@ -48,6 +48,15 @@ def total(answers: Iterable[Samples]) -> Samples:
     return found
 
 
+def highest(answers: Iterable[Samples], name: str) -> dict[Labels, float]:
+    """Of a gauge that several processes serve: the highest, by labels."""
+    found: dict[Labels, float] = {}
+    for samples in answers:
+        for labels, value in samples.get(name, {}).items():
+            found[labels] = max(value, found.get(labels, value))
+    return found
+
+
 def by_label(samples: Samples, name: str, by: str, **wanted: str) -> dict[str, int]:
     """Sums of a counter by one label, where the others are as wanted."""
     found: dict[str, int] = defaultdict(int)

@@ -22,11 +22,13 @@ from models.settings import Settings
 from streams.kafka import admin
 from streams.lag import Lag, LagWatch, disk_free, salesforce_loss
 from streams.publish import read_all
+from streams.salesforce.leases import read_leases
 from streams.salesforce.positions import position_key, read_positions
 from streams.salesforce.runs import Run, snapshot_runs
 from streams.scrape import Samples, by_label, quantile, scrape, total
 from streams.topics import Topics, sources
 from streams.verified import Found, read_verified, through
+from streams.ways_in import Calls, WayIn, calls_of, ways_in
 
 ALIVE_SECONDS = 15.0
 ENDED_SECONDS = 3600.0
@@ -156,6 +158,8 @@ class Status:
     channels: list[Channel]
     snapshots: list[Snapshot]
     verified: list[Claim]
+    ways: list[WayIn]
+    calls: list[Calls]
     paused: list[str]
     kafka_loss: float | None
     disk_free: int | None
@@ -174,6 +178,7 @@ async def collect(settings: Settings, flow: Flow) -> Status:
     processes: list[Process] = []
     dead: list[Cause] = []
     snapshots: list[Snapshot] = []
+    used: Mapping[str, Mapping[str, int]] = {}
     stored: dict[str, tuple[int, int | None, int | None, float | None]] = {}
     verified: list[Claim] = []
     try:
@@ -195,6 +200,8 @@ async def collect(settings: Settings, flow: Flow) -> Status:
                 lags = await watch.read()
             finally:
                 await watch.close()
+            if topics.limits in there:
+                used = await read_leases(settings)
             if not there.intersection(topic.name for topic in topics.all(flow, settings)):
                 unknown.append(f"installation {settings.installation} has no topics yet: nothing was started here")
     except (KafkaError, HeadraceError, OSError, TimeoutError) as error:
@@ -215,6 +222,8 @@ async def collect(settings: Settings, flow: Flow) -> Status:
         channels=_channels(flow, samples, stored),
         snapshots=snapshots,
         verified=verified,
+        ways=ways_in(flow, list(answers.values())),
+        calls=calls_of(flow, used, list(answers.values())),
         paused=sorted(dict(labels).get("target", "") for labels, v in samples.get("headrace_target_paused", {}).items() if v),
         kafka_loss=min((lag.loss for lag in lags if lag.loss is not None), default=None),
         disk_free=min(disk, default=disk_free(settings.state)),

@@ -55,6 +55,8 @@ class Topics:
     def __init__(self, installation: str) -> None:
         self.installation = installation
         self.positions = f"{installation}.positions"
+        self.cursors = f"{installation}.cursors"
+        self.limits = f"{installation}.limits"
         self.dead_letters = f"{installation}.dead-letters"
         self.runs = f"{installation}.runs"
         self.incidents = f"{installation}.incidents"
@@ -108,6 +110,8 @@ class Topics:
         found += [Topic(self.changelog(table), "table key", "compact", None, "its stage", "recovery") for table in TABLES]
         found += [
             Topic(self.positions, "connection + channel", "compact", None, "subscribe", "subscribe, fetch, snapshot, status"),
+            Topic(self.cursors, "connection/sObject", "compact", None, "subscribe", "subscribe"),
+            Topic(self.limits, "connection + process", "compact", None, "who calls Salesforce", "who calls Salesforce, status"),
             Topic(self.runs, "run id, route and source", "compact", None, "snapshot, replay, verify", "snapshot, replay, verify, status"),
             Topic(self.incidents, "incident id", "compact", None, "subscribe, verify", "subscribe, incidents"),
             Topic(self.processes, "process id", "compact", None, "every process", "status"),

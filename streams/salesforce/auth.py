@@ -17,8 +17,10 @@ import structlog
 from models.errors import PausedError, SettingsError, TemporaryError
 from models.flow import Auth, Salesforce
 from models.scrub import scrub
+from models.settings import Settings
 from streams import metrics
-from streams.salesforce.limits import Budget
+from streams.salesforce.leases import Leases
+from streams.salesforce.limits import AT_ONCE, Budget
 from streams.salesforce.oauth import Token, ask, form_of, refresh_form
 from streams.salesforce.tokens import Vault, need_vault, print_of
 
@@ -50,6 +52,8 @@ class _State:
     refused_at: float = 0.0
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=BURST))
     budget: Budget | None = None
+    leases: Leases | None = None
+    slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
 
 
 _Key = tuple[str, str, Auth, Path]
@@ -92,6 +96,26 @@ class Login:
         if state.budget is None:
             state.budget = Budget(self.connection, self._config.api_share)
         return state.budget
+
+    def leases(self, settings: Settings) -> Leases:
+        """What this process tells the others of these calls, and hears of theirs."""
+        state = self._state
+        if state.leases is None:
+            state.leases = Leases(settings, self.connection, self.budget)
+        return state.leases
+
+    async def close(self) -> None:
+        """Give back what was leased; to be called by whoever ends the process's work."""
+        state = self._state
+        if (leases := state.leases) is not None:
+            state.leases = None
+            self.budget.leased = None
+            await leases.close()
+
+    @property
+    def slots(self) -> asyncio.Semaphore:
+        """Calls that may be under way at a time."""
+        return self._state.slots
 
     async def token(self) -> Token:
         """The cached token, or a new one. Raises TemporaryError (network, rate limit), PausedError (refused), and while there was none yet

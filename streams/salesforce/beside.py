@@ -13,6 +13,7 @@ from models.errors import PausedError, PermanentError, TemporaryError
 from models.flow import Flow, Salesforce
 from models.scrub import scrub
 from models.settings import Settings
+from streams.salesforce.allocation import CAUSE
 from streams.salesforce.messages import Intake
 from streams.salesforce.parents import order_of
 from streams.salesforce.repair import Living, Repairs
@@ -40,7 +41,7 @@ class Beside:
         sources: Sequence[str],
     ) -> None:
         self._settings, self._flow, self._fields, self._rest, self._sources = settings, flow, fields, rest, sources
-        self._repairs = Repairs(settings, flow, name, config, sources, fields, rest, living)
+        self._repairs = Repairs(settings, flow, name, config, sources, fields, rest, living, others=[CAUSE])
         self._rights = Rights(settings, rest, config, {source: fields[source] for source in sources}, self._repairs.store)
         self._task: asyncio.Task[None] | None = None
 

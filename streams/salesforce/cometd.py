@@ -67,6 +67,13 @@ class SessionLostError(TemporaryError):
         self.cause = cause
 
 
+class AllocationUsedError(SessionLostError):
+    """The events that the org delivers in a day are used up."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("allocation", reason, retry_after=LIMIT_SECONDS)
+
+
 class PositionRefusedError(HeadraceError):
     """Salesforce does not know the position any more: what lies between must be read again."""
 
@@ -81,6 +88,8 @@ def verdict(error: str, failure: str, replay: int) -> HeadraceError:
         return SessionLostError("unauthorized", f"the token is over: {shown}")
     if any(words in text for words in GONE) or text.startswith("402::"):
         return SessionLostError("unknown_client", f"Salesforce forgot the session: {shown}")
+    if "daily limit exceeded" in text:
+        return AllocationUsedError(f"the org's event allocation is used up: {shown}")
     if any(words in text for words in LIMITS):
         return SessionLostError("limit", f"a limit of Salesforce is reached: {shown}", retry_after=LIMIT_SECONDS)
     for words, remedy in DENIED.items():

@@ -17,7 +17,9 @@ from streams.engine.stage import Output
 from streams.publish import read_all
 from streams.topics import Topics
 
-Cause = Literal["gap", "overflow", "wildcard", "too large", "position refused", "org changed", "verify", "target", "log lost", "rights"]
+Cause = Literal[
+    "gap", "overflow", "wildcard", "too large", "position refused", "org changed", "allocation", "verify", "target", "log lost", "rights",
+]  # fmt: skip
 State = Literal["open", "waiting", "closed", "failed"]
 
 

@@ -5,8 +5,9 @@ the topic here and no offset is committed.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
@@ -16,6 +17,7 @@ from aiokafka.errors import KafkaError
 from models.errors import TemporaryError
 from models.settings import Settings
 from streams.publish import close_consumer, partition_of, read_committed_consumer
+from streams.salesforce.retry import retried
 from streams.topics import Topics
 
 log = structlog.get_logger()
@@ -63,6 +65,29 @@ class Leadership(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka i
             await asyncio.wait([self._task])
         if self._consumer is not None:
             await close_consumer(self._consumer)
+
+    async def whenever_mine(self, lead: Callable[[], Coroutine[Any, Any, None]], standby: Callable[[], None]) -> None:
+        """Join, and `lead()` each time this process leads, until it loses it; `standby()` whenever it begins to wait. Never returns; raises
+        what `lead` does.
+        """
+        standby()
+        await retried(self.join, f"group {self._group}")
+        try:
+            while True:
+                standby()  # also after a lead that ended in trouble: waiting is what it is for now
+                await self.mine.wait()
+                leading = asyncio.create_task(lead())
+                lost = asyncio.create_task(self.lost.wait())
+                try:
+                    await asyncio.wait([leading, lost], return_when=asyncio.FIRST_COMPLETED)
+                    if leading.done():
+                        await leading
+                finally:
+                    for task in (leading, lost):
+                        task.cancel()
+                    await asyncio.wait([leading, lost])
+        finally:
+            await self.leave()
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:

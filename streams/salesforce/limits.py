@@ -6,6 +6,7 @@ what we used of our share, and what the org used of everything, or will have use
 
 import re
 import time
+import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,8 +15,8 @@ from typing import Any
 
 from models.errors import HeadraceError, TemporaryError
 
-DAY, BUCKET = 86_400.0, 300.0
-"""Own calls are counted in buckets of five minutes: one leaves the day up to so much late, never early."""
+DAY, BUCKET = 86_400.0, 900.0
+"""Own calls are counted in buckets of a quarter of an hour: one leaves the day up to so much late, never early."""
 LEAD = 2 * 3600.0
 """So far ahead is looked."""
 SLOPE_SECONDS, SLOPE_LEAST = 3600.0, 600.0
@@ -26,6 +27,8 @@ STALE = 900.0
 """After so long without a figure one call is let through to hear a new one."""
 DAILY_SECONDS, CONCURRENT_SECONDS = 900.0, 120.0
 
+AT_ONCE = 5
+"""Calls of a process under way at a time. An org allows 25 that take long (developer editions 5)."""
 CEILINGS: Mapping[str, float] = {
     "verify": 0.5, "snapshot": 0.7, "count": 0.7, "poll": 0.85, "rights": 0.85, "canary": 0.85, "repair": 0.95, "fetch": 0.95,
 }  # fmt: skip
@@ -93,14 +96,31 @@ def refused_for_a_limit(code: str, message: str) -> LimitReachedError | None:
     return LimitReachedError(said, retry_after=CONCURRENT_SECONDS if concurrent else DAILY_SECONDS)
 
 
+_BEGUN = time.time() - time.monotonic()
+
+
+def steady() -> float:
+    """Epoch s, of a clock that nobody turns."""
+    return _BEGUN + time.monotonic()
+
+
 @dataclass(slots=True)
 class Budget:
-    """The calls of one connection in this process. `share`: fraction of the org's daily calls that may be ours."""
+    """The calls of one connection in this process.
+
+    share      fraction of the org's daily calls that may be ours, of all processes together
+    elsewhere  calls of the rolling day made by the other processes
+    leased     calls that may be made before leases.py asks for more; None: nobody shares with us
+    name       whose calls these are, for the others
+    """
 
     connection: str
     share: float = 0.8
-    clock: Callable[[], float] = time.monotonic
+    clock: Callable[[], float] = steady
     most: int = 0
+    elsewhere: int = 0
+    leased: int | None = None
+    name: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     limits: dict[str, Limit] = field(default_factory=dict)
     _own: deque[tuple[float, Counter[str]]] = field(default_factory=deque)
     _total: int = 0
@@ -126,6 +146,10 @@ class Budget:
             if now - max(self._seen[-1][0], self._probed) < STALE:
                 raise self._held(purpose, f"the org's calls of the day are used to {org:.0%}, or soon will be", STALE / 3)
             self._probed = now
+        if self.leased is not None:
+            if self.leased <= 0:
+                raise self._held(purpose, "our share of the day's calls is used, or leased to other processes", CONCURRENT_SECONDS / 2)
+            self.leased -= 1
         self._count(purpose, now)
         self._flying += 1
 
@@ -179,12 +203,29 @@ class Budget:
         self._drop(self.clock())
         return sum((calls for _, calls in self._own), Counter())
 
+    def own_by_time(self) -> dict[int, dict[str, int]]:
+        """The same by the time (epoch s) at which a bucket begins."""
+        self._drop(self.clock())
+        return {int(at): dict(calls) for at, calls in self._own}
+
+    def of_share(self) -> float:
+        """How much of our share is used, by all processes together; 0 while the org has said nothing."""
+        self._drop(self.clock())
+        return (self._total + self.elsewhere) / (self.share * self.most) if self.most else 0.0
+
+    def spend(self, name: str, purpose: str) -> None:
+        """One use of another limit than calls, such as a Bulk job. Raises LimitReachedError where too little is left for the purpose."""
+        if (limit := self.limits.get(name)) is None or not limit.most:
+            return
+        if limit.left - 1 < (1 - CEILINGS.get(purpose, 1.0)) * limit.most:
+            raise self._held(purpose, f"{limit.left} of {limit.most} are left of {name}", DAILY_SECONDS)
+        self.limits[name] = Limit(limit.most, limit.left - 1)
+
     def _fractions(self, now: float) -> tuple[float, float, float]:
         """Of our share, of the org's limit now, and ahead."""
-        if not self.most or not self._seen:
-            return 0.0, 0.0, 0.0
-        self._drop(now)
-        return self._total / (self.share * self.most), self._used(now) / self.most, (self.forecast() or 0) / self.most
+        if not self.most or not self._seen:  # others may have told what the limit is, before the org did
+            return self.of_share(), 0.0, 0.0
+        return self.of_share(), self._used(now) / self.most, (self.forecast() or 0) / self.most
 
     def _held(self, purpose: str, why: str, seconds: float) -> LimitReachedError:
         text = f"{self.connection}: calls for {purpose} wait, so that those that matter more still can be made: {why}"
@@ -192,7 +233,7 @@ class Budget:
 
     def _until_less(self, now: float, ceiling: float) -> float:
         """Seconds until so many of our calls are a day old that one more fits."""
-        over = self._total - ceiling * self.share * self.most
+        over = self._total + self.elsewhere - ceiling * self.share * self.most
         for at, calls in self._own:
             over -= calls.total()
             if over < 0:

@@ -7,7 +7,7 @@ target and merges nothing: rows go the way of all rows, where one place decides 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -48,7 +48,7 @@ Living = Callable[[str], Awaitable[set[str]]]
 
 class Repairs:
     """The repairs of one channel. `name` is the channel's, for the producer; `fields`: columns to read, by source; `living`: by source the
-    ids that we hold to be alive.
+    ids that we hold to be alive; `others`: causes that somebody else closes.
     """
 
     def __init__(
@@ -61,9 +61,11 @@ class Repairs:
         fields: Mapping[str, Sequence[str]],
         rest: Rest,
         living: Living | None = None,
+        *,
+        others: Collection[Cause] = (),
     ) -> None:
         self._settings, self._flow, self._config, self._sources, self._living = settings, flow, config, tuple(sources), living
-        self._fields, self._rest = fields, rest
+        self._fields, self._rest, self._elsewhere = fields, rest, frozenset(others)
         self._topics = Topics(settings.installation)
         self._publisher = TransactionalPublisher(settings, f"{settings.installation}.repair.{name}")
         self._positions = Positions(settings)
@@ -91,6 +93,7 @@ class Repairs:
                 known = (await retried(lambda: read_incidents(self._settings), PURPOSE)).values()
                 self._gauges(known)
                 found = open_ones(known, self._sources)
+                found = [i for i in found if i.cause not in self._elsewhere]
                 if not found:
                     self.idle.set()
                     with suppress(TimeoutError):

@@ -24,9 +24,10 @@ from models.errors import HeadraceError, PausedError, PermanentError, TemporaryE
 from models.flow import Salesforce
 from models.platform_event import UUID
 from models.scrub import scrub
+from models.settings import Settings
 from streams import metrics
 from streams.salesforce.auth import Login
-from streams.salesforce.limits import DAILY_CALLS, LimitReachedError, Step, refused_for_a_limit
+from streams.salesforce.limits import DAILY_CALLS, Limit, LimitReachedError, Step, refused_for_a_limit
 from streams.salesforce.oauth import Token, second_of
 
 Row = dict[str, Any]
@@ -102,19 +103,30 @@ def classify(status: int, content: Any) -> HeadraceError:
 
 
 class Rest:
-    """REST of one connection. Calls may run side by side; each takes a thread while it waits."""
+    """REST of one connection. Calls may run side by side; each takes a thread while it waits.
 
-    def __init__(self, connection: str, config: Salesforce, login: Login) -> None:
-        self.connection, self._version, self._login = connection, config.version, login
+    With `settings` its calls are shared out with the other processes of the installation (leases.py), and `close` ends that.
+    """
+
+    def __init__(self, connection: str, config: Salesforce, login: Login, settings: Settings | None = None) -> None:
+        self.connection, self._version, self._login, self._settings = connection, config.version, login, settings
         self.calls: Counter[str] = Counter()
         """Made so far, by purpose."""
         self._made: tuple[Token, Client] | None = None
         self._making = threading.Lock()
 
+    async def close(self) -> None:
+        """Give back what was leased and not used."""
+        await self._login.close()
+
     @property
     def step(self) -> Step:
         """What must be done without now, to stay within the org's limits."""
         return self._login.budget.step
+
+    def limit(self, name: str) -> Limit | None:
+        """A limit of the org, as it last said."""
+        return self._login.budget.limits.get(name)
 
     async def query(self, soql: str, purpose: str, *, deleted: bool = False) -> Answer:
         """All rows of a query; `deleted` adds those in the recycle bin. Raises the four classes."""
@@ -155,7 +167,15 @@ class Rest:
         terms = [f"Id > '{check_id(after)}'"] if after else []
         only = f" WHERE {' AND '.join([*terms, *([where] if where else [])])}" if terms or where else ""
         soql = f"SELECT {','.join(first)} FROM {check_name(sobject)}{only} ORDER BY Id LIMIT {limit}"  # noqa: S608
-        answer = await self.query(soql, purpose, deleted=deleted)
+        return await self.whole(sobject, await self.query(soql, purpose, deleted=deleted), others, purpose)
+
+    async def here(self) -> tuple[int, str]:
+        """The org's clock, epoch s, and its id, as the last login told."""
+        token = await self._login.token()
+        return int(time.time() + token.skew), token.org
+
+    async def whole(self, sobject: str, answer: Answer, others: Sequence[Sequence[str]], purpose: str) -> Answer:
+        """An answer with the columns that did not fit beside its own."""
         if others and answer.rows:
             rows = {row["Id"]: row for row in answer.rows}
             more = await self.by_ids(sobject, [f for group in others for f in group], list(rows), purpose)
@@ -241,6 +261,12 @@ class Rest:
 
     async def _admitted(self, token: Token, purpose: str, call: Callable[[Token], tuple[T, str | None]]) -> T:
         """One call, if the limits guard lets it through."""
+        async with self._login.slots:
+            if self._settings is not None:
+                await self._login.leases(self._settings).room()
+            return await self._guarded(token, purpose, call)
+
+    async def _guarded(self, token: Token, purpose: str, call: Callable[[Token], tuple[T, str | None]]) -> T:
         budget, header, outcome = self._login.budget, None, "failed"
         try:
             budget.admit(purpose)
@@ -262,8 +288,10 @@ class Rest:
             budget.heard(header, ok=outcome in ("ok", "refused"))
             metrics.API_CALLS.labels(self.connection, purpose, outcome).inc()
             metrics.API_STEP.labels(self.connection).set(budget.step)
+            metrics.API_SHARE.labels(self.connection).set(budget.of_share())
             if budget.left is not None:
                 metrics.LIMIT_LEFT.labels(self.connection, DAILY_CALLS).set(budget.left)
+                metrics.API_FORECAST.labels(self.connection).set((budget.forecast() or 0) / budget.most)
         return found
 
     def _client(self, token: Token) -> Client:

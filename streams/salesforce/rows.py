@@ -23,7 +23,7 @@ def row_outputs(
     durable: Durable,
     *,
     reason: Reason,
-    run: str,
+    run: str | None,
     bulk: bool,
     gone: int | None = None,
 ) -> list[Output]:
@@ -51,7 +51,7 @@ def row_outputs(
     ]
 
 
-def _too_large(topics: Topics, source: str, key: bytes, value: bytes, topic: str, headers: Headers, run: str, now: int) -> Output:
+def _too_large(topics: Topics, source: str, key: bytes, value: bytes, topic: str, headers: Headers, run: str | None, now: int) -> Output:
     letter = dead_letter(
         stage="fetch",
         reason=f"a row of {source} is too large for Kafka ({len(value):,} bytes): map fewer large fields of it",
@@ -64,13 +64,13 @@ def _too_large(topics: Topics, source: str, key: bytes, value: bytes, topic: str
         value=value if len(value) <= KEPT_BYTES else None,
         headers=headers,
         redrive_to=topic,
-    ).model_copy(update={"id": f"{run}/{key.decode()}"})
+    ).model_copy(update={"id": f"{run or now}/{key.decode()}"})
     metrics.DEAD.labels("fetch", "", "TooLarge").inc()
     return Output(topics.dead_letters, letter.id.encode(), orjson.dumps(letter.model_dump(exclude_none=True)))
 
 
 def row_output(
-    topics: Topics, source: str, row: Row, durable: Durable, *, reason: Reason, run: str, bulk: bool, gone: int | None = None
+    topics: Topics, source: str, row: Row, durable: Durable, *, reason: Reason, run: str | None, bulk: bool, gone: int | None = None
 ) -> Output:
     """As `row_outputs`, of one."""
     pair = row["Id"].encode(), orjson.dumps(row)

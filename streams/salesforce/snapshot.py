@@ -79,7 +79,7 @@ async def run_snapshot(
         raise SettingsError(
             f"no route reads {source}: a snapshot needs a source of the form connection/sObject that a route names in `from:`"
         )
-    own = rest or Rest(connection, config, Login(connection, config, flow.folder, vault=Vault.of(settings)))
+    own = rest or Rest(connection, config, Login(connection, config, flow.folder, vault=Vault.of(settings)), settings)
     if rest is None:
         stored = (await retried(lambda: read_positions(settings), WHAT)).get(position_key(connection, config.channel_of(sobject)))
         await retried(lambda: same_user(own, stored.user if stored else ""), WHAT)
@@ -101,6 +101,8 @@ async def run_snapshot(
         await ended(waiting, task, braking)
         await keeper.leave()
         await positions.stop()
+        if rest is None:
+            await own.close()
 
 
 async def _alone(settings: Settings, begin: Run, fields: Sequence[str]) -> Run:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import structlog
 
@@ -24,14 +24,16 @@ from streams import metrics
 from streams.engine.stage import Output
 from streams.publish import TransactionalPublisher
 from streams.salesforce import cometd
+from streams.salesforce.allocation import Allocation
 from streams.salesforce.auth import Login
 from streams.salesforce.beside import Beside
 from streams.salesforce.canary import Canary
-from streams.salesforce.cometd import PositionRefusedError, Session, SessionLostError
+from streams.salesforce.cometd import AllocationUsedError, PositionRefusedError, Session, SessionLostError
 from streams.salesforce.incidents import Cause, Incident
 from streams.salesforce.leader import Leadership
 from streams.salesforce.messages import BUFFER_SECONDS, Intake, Plan, parts
 from streams.salesforce.oauth import Token
+from streams.salesforce.polled import Polled, Readiness
 from streams.salesforce.positions import Position, Start, output, position_key, read_positions
 from streams.salesforce.repair import Living
 from streams.salesforce.rest import Rest
@@ -50,14 +52,6 @@ GRACE_SECONDS = 60
 SOUND_SECONDS = 20.0
 """A session that lived so long says nothing about the next: the backoff starts anew."""
 UNROUTED = "(no route)"
-
-
-class Readiness(Protocol):
-    """What is needed of streams/health.py."""
-
-    def ready(self, name: str, ok: bool, why: str = "") -> None:
-        """Say whether a part is ready."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +103,9 @@ async def run_subscriber(
         known = [name for name, c in flow.connections.items() if isinstance(c, Salesforce)]
         raise SettingsError(f"{connection} is no Salesforce connection of the flow; there are: {', '.join(known) or 'none'}")
     login = Login(connection, config, flow.folder, vault=Vault.of(settings))
-    rest = Rest(connection, config, login)
+    rest = Rest(connection, config, login, settings)
     channels = flow.channels(connection)
-    if not channels:
+    if not channels and not config.poll:
         raise SettingsError(f"no route reads from {connection}: name one of its sObjects in a route's `from:`")
     stored = await retried(lambda: read_positions(settings), "positions")
     fresh = [c for c in channels if position_key(connection, c) not in stored]
@@ -120,11 +114,12 @@ async def run_subscriber(
             f"no position is stored for {connection} {', '.join(fresh)}: say `--from new` (what happens from now on) "
             "or `--from retained` (everything Salesforce still keeps, at most 72 h)"
         )
-    backoff = Backoff(pause=pause_seconds)
-    context = Context(
-        settings, flow, connection, config, fields, login, rest, start_from, snapshot, backoff, health, living, rights_seconds
-    )
+    wait = Backoff(pause=pause_seconds)
+    context = Context(settings, flow, connection, config, fields, login, rest, start_from, snapshot, wait, health, living, rights_seconds)
     tasks = {asyncio.create_task(_Channel(context, channel).run(), name=channel) for channel in channels}
+    if config.poll:
+        polled = Polled(settings, flow, connection, config, fields, rest, health, context.paused, living, snapshot, pause_seconds)
+        tasks.add(asyncio.create_task(polled.run(), name="poll"))
     tasks.add(asyncio.create_task(rest.watch_limits()))
     if beside is not None:
         tasks.add(asyncio.create_task(beside(rest)))
@@ -137,6 +132,7 @@ async def run_subscriber(
         for each in (waiting, *tasks):
             each.cancel()
         await asyncio.wait([waiting, *tasks])
+        await rest.close()
 
 
 class _Channel:
@@ -147,7 +143,8 @@ class _Channel:
         self._key = position_key(context.connection, channel)
         self._topics = Topics(context.settings.installation)
         self._labels = (context.connection, channel)
-        self._sobjects = [s for s in context.flow.sobjects(context.connection) if context.config.channel_of(s) == channel]
+        c = context
+        self._sobjects = [s for s in c.flow.sobjects(c.connection) if s not in c.config.poll and c.config.channel_of(s) == channel]
         name = f"{context.connection}.{channel.strip('/').replace('/', '.')}"
         self._leadership = Leadership(context.settings, name, self._key)
         self._name = name
@@ -158,31 +155,15 @@ class _Channel:
         canary = context.config.canary
         self._canary = Canary(canary, context.rest, self._labels, self._well) if canary is not None else None
         self._session_now: Session | None = None
+        self._allocation = Allocation(c.settings, c.flow, name, c.config, self._sources, c.fields, c.rest, self._send, c.backoff.pause)
         self._beside: Beside | None = None
         self._begun = False
 
     async def run(self) -> None:
         """Never returns; raises FatalError, SettingsError."""
-        self._say(True, "standby")
         for gauge in (metrics.LEADING, metrics.SUBSCRIBED):
             gauge.labels(*self._labels).set(0)
-        await retried(self._leadership.join, f"group of {self._key}")
-        try:
-            while True:
-                self._say(True, "standby")  # also after a lead that ended in trouble: waiting is what it is for now
-                await self._leadership.mine.wait()
-                lead = asyncio.create_task(self._lead())
-                lost = asyncio.create_task(self._leadership.lost.wait())
-                try:
-                    await asyncio.wait([lead, lost], return_when=asyncio.FIRST_COMPLETED)
-                    if lead.done():
-                        await lead
-                finally:
-                    for task in (lead, lost):
-                        task.cancel()
-                    await asyncio.wait([lead, lost])
-        finally:
-            await self._leadership.leave()
+        await self._leadership.whenever_mine(lambda: self._lead(), lambda: self._say(True, "standby"))
 
     async def _lead(self) -> None:
         metrics.LEADING.labels(*self._labels).set(1)
@@ -192,11 +173,13 @@ class _Channel:
             stored = (await retried(lambda: read_positions(self._c.settings), "positions")).get(self._key)  # then reads
             position = stored or await self._first_start()
             self._intake = Intake(self._c.connection, self._channel, self._topics, self._sobjects, position)
+            await self._allocation.recall(position)
             while True:  # then subscribes
                 await self._session_until_lost(self._intake)
         finally:
             metrics.LEADING.labels(*self._labels).set(0)
             self._pause(False)
+            await self._allocation.stop()
             if self._beside is not None:
                 await self._beside.stop()
                 self._beside = None
@@ -223,6 +206,8 @@ class _Channel:
             await self._session(intake)
         except PositionRefusedError as error:
             await self._refused(intake, str(error))
+        except AllocationUsedError as error:
+            await self._poll_instead(intake, error)
         except (TemporaryError, PausedError) as error:
             cause = error.cause if isinstance(error, SessionLostError) else "paused" if isinstance(error, PausedError) else "login"
             if time.monotonic() - began > SOUND_SECONDS:
@@ -234,8 +219,14 @@ class _Channel:
             log.warning("subscription lost", key=self._key, cause=cause, reason=scrub(error.reason), seconds=round(seconds, 2))
             metrics.RESUBSCRIBED.labels(*self._labels, cause).inc()
             await asyncio.sleep(seconds)
-        finally:
-            metrics.SUBSCRIBED.labels(*self._labels).set(0)
+
+    async def _poll_instead(self, intake: Intake, error: AllocationUsedError) -> None:
+        """What changes comes by polling, until events are delivered again. Raises FatalError."""
+        metrics.RESUBSCRIBED.labels(*self._labels, error.cause).inc()
+        await self._allocation.used_up(intake.position, scrub(error.reason, 200))
+        self._begin_beside(intake)
+        self._say(True, "polling: the org's event allocation is used up")
+        await self._allocation.until_delivered()
 
     async def _session(self, intake: Intake) -> None:
         token = await self._c.login.token()
@@ -247,6 +238,8 @@ class _Channel:
             replay = cometd.NEW if self._begun else cometd.RETAINED
             if replay == cometd.RETAINED:  # what Salesforce kept from before the first start was never asked for
                 intake.not_before = at.started // 1000 - GRACE_SECONDS
+        if self._allocation.too_much():
+            replay = cometd.NEW
         canary = self._canary
         session = Session(self._c.config, self._c.login, self._channel, replay, aside=canary.aside if canary is not None else None)
         listening: asyncio.Task[None] | None = None
@@ -259,18 +252,18 @@ class _Channel:
                 self._well()
             listening = asyncio.create_task(canary.watch(session)) if canary is not None else None
             log.info("subscribed", key=self._key, replay=replay, epoch=at.epoch)
+            self._allocation.delivered()
             if self._beside is not None:
                 await self._beside.subscribed()
-            elif self._sources:
-                c = self._c
-                self._beside = Beside(c.settings, c.flow, c.config, c.fields, c.rest, c.living, self._name, self._sources)
-                self._beside.start(intake, self._renew, c.rights_seconds)
+            self._begin_beside(intake)
             while True:
                 batch = await self._next(session)
                 for part in parts(batch, EVENTS):
                     await self._take(intake, part)
                 self._backoff.reset()
         finally:
+            self._allocation.lost()
+            metrics.SUBSCRIBED.labels(*self._labels).set(0)
             self._session_now = None
             if listening is not None:
                 listening.cancel()
@@ -294,6 +287,7 @@ class _Channel:
             while not waiting.done():
                 await asyncio.wait([waiting], timeout=5.0)
                 metrics.LAST_ANSWER.labels(*self._labels).set(time.time() - (time.monotonic() - session.answered))
+                self._allocation.check()
                 if self._beside is not None:
                     self._beside.raise_if_ended()
             return waiting.result()
@@ -364,6 +358,12 @@ class _Channel:
             log.warning("incident", id=i.id, source=i.source, cause=i.cause, state=i.state, ids=len(i.ids), since=i.since, why=i.detail)
         if incidents and self._beside is not None:
             self._beside.wake()
+
+    def _begin_beside(self, intake: Intake) -> None:
+        if self._beside is None and self._sources:
+            c = self._c
+            self._beside = Beside(c.settings, c.flow, c.config, c.fields, c.rest, c.living, self._name, self._sources)
+            self._beside.start(intake, self._renew, c.rights_seconds)
 
     async def _token(self) -> Token:
         while True:

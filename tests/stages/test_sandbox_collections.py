@@ -156,3 +156,28 @@ async def test_a_window_that_cannot_be_is_refused(window: dict[str, str]) -> Non
     async with org() as at:
         for name in ("deleted", "updated"):
             assert (await at.rest("GET", f"/sobjects/Contact/{name}/", params=window))[0] == 400
+
+
+async def test_a_purged_record_is_no_row_any_more_and_only_the_list_of_deleted_ones_names_it() -> None:
+    async with org(records=50) as at:
+        live, gone, *_ = at.sandbox.org.store.tables["Contact"].order
+        at.sandbox.org.store.stamps(at.sandbox.org.schema.objects["Contact"])
+        await at.change({"op": "delete", "type": "Contact", "id": gone})
+        events = at.sandbox.org.bus.end
+        assert (await at.control("POST", "purge", {"type": "Contact", "ids": [live, gone, "003"]}))["purged"] == [gone]
+        assert (await at.control("POST", "purge", {"type": "Contact"}))["purged"] == []
+        found = await at.rest("GET", "/queryAll", params={"q": f"SELECT Id FROM Contact WHERE Id IN ('{live}', '{gone}') ORDER BY Id"})
+        assert [r["Id"] for r in found[1]["records"]] == [live]
+        window = {"start": moment(-120), "end": moment(120)}
+        assert [r["id"] for r in (await at.rest("GET", "/sobjects/Contact/deleted", params=window))[1]["deletedRecords"]] == [gone]
+        assert at.sandbox.org.bus.end == events
+        assert (await at.refused("POST", "purge", {"type": "Contact", "ids": "x"}))[0] == 400
+
+
+async def test_a_late_transaction_is_stamped_before_it_is_seen() -> None:
+    async with org() as at:
+        before = moment(-100).replace("Z", ".000Z")
+        [made] = (await at.change({"op": "create", "type": "Contact", "values": {"LastName": "Late"}}, late=120))["ids"]
+        assert at.sandbox.org.store.anywhere(made)["SystemModstamp"] < before  # type: ignore[index]
+        for late in (-1, "x", True, 10**6):
+            assert (await at.refused("POST", "transaction", {"changes": [{"op": "unselected"}], "late": late}))[0] == 400

@@ -17,6 +17,8 @@ from streams import metrics
 from streams.engine.stage import Output
 from streams.health import Health
 from streams.publish import Publisher
+from streams.salesforce.leases import Leases
+from streams.salesforce.limits import Budget
 from streams.scrape import parse, quantile
 from streams.status import Claim, Status, collect, scrape_targets
 from streams.topics import Topics, ensure
@@ -101,6 +103,14 @@ async def test_tells_processes_lag_positions_and_dead_letters(kafka: str, tmp_pa
         metrics.PROCESSED.labels("acme", "Contact", "changed").inc(5)
         metrics.SUBSCRIBED.labels("acme", CHANNEL).set(1)
         metrics.PAUSED.labels("warehouse").set(1)
+        metrics.POLLED.labels("acme", "Contact").set(2)
+        metrics.LAST_POLL.labels("acme", "Contact").set(now - 30)
+        budget = Budget("acme", most=100)
+        budget.admit("poll")
+        leases = Leases(settings, "acme", budget)
+        await leases.room()
+        await leases.close()
+        metrics.API_SHARE.labels("acme").set(0.25)
         await health.start()
         url = health.url.removeprefix("http://")
         try:
@@ -126,7 +136,11 @@ async def test_tells_processes_lag_positions_and_dead_letters(kafka: str, tmp_pa
         assert alive == {health.name: (True, True, 2), "cut off": (True, False, 0), "killed": (False, False, 0)}
         assert status.paused == ["warehouse"]
         assert {"targets": [url], "labels": {"role": "worker"}} in scrape_targets(status)
+        [way] = [w for w in status.ways if w.sobject == "Contact"]
+        assert (way.by, way.every, 30 <= (way.polled or 0) < 90) == ("instead", 60.0, True)
+        assert [(c.connection, c.ours, c.share) for c in status.calls] == [("acme", {"poll": 1}, 0.25)]
         text = shown(status)
+        assert "event allocation is used up" in text and "poll 1" in text and "25%" in text
         assert "row 2 refused [b]" in text
         assert "silent for 2 min" in text
         assert status.verified == [Claim("all", "warehouse", now - 7200, 3600.0, now * 1000, 3, 3, "")]

@@ -131,11 +131,12 @@ async def test_what_the_org_has_not_or_withholds_is_told_at_the_line_that_asks_f
         (tmp_path / "flow.yaml").write_text(
             "connections:\n"
             f"  acme: {{type: salesforce, url: 'http://127.0.0.1:{server.port}',\n"
-            "    auth: {flow: client_credentials, client_id: c, client_secret: s}}\n"
+            "    poll: {Account: 60s}, auth: {flow: client_credentials, client_id: c, client_secret: s}}\n"
             "targets: {warehouse: {type: postgres, dsn: 'postgresql://127.0.0.1:9/x'}}\n"
             "routes:\n"
             "  people: {from: acme/Contact, to: warehouse, map: m.yaml, where: \"Region__c = 'x'\"}\n"
             "  plans: {from: acme/Plan__c, to: warehouse, map: p.yaml}\n"
+            "  firms: {from: acme/Account, to: warehouse, map: p.yaml, object: firm}\n"
         )
         (tmp_path / "m.yaml").write_text("Email: email\nFirstname: first\n")
         (tmp_path / "p.yaml").write_text("Name: name\n")
@@ -143,6 +144,9 @@ async def test_what_the_org_has_not_or_withholds_is_told_at_the_line_that_asks_f
         assert found.document.mistakes == []
         notes = await check_online(found, Settings())
     told = sorted((Path(mistake.file).name, mistake.line, mistake.message) for mistake in found.document.mistakes)
+    polled = [one for one in told if "Account cannot be polled: Account has no field" in one[2]]
+    assert {one[1] for one in polled} == {3}
+    told = [one for one in told if one not in polled]
     blind = [] if sees_all else [told.pop(0)]
     assert [(line, "lacks View All Data: /data/ChangeEvents brings him nothing" in text) for _, line, text in blind] == [(2, True)] * len(
         blind

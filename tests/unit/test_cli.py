@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from deploy import runs
 from deploy.cli import app
-from deploy.context import choose_connection, choose_route, choose_source, duration, read_settings
+from deploy.context import choose_connection, choose_connections, choose_route, choose_source, duration, read_settings
 from deploy.failures import told
 from deploy.looks import printable
 from deploy.snapshots import difference, sources_of, unexplained
@@ -161,6 +161,10 @@ def test_the_only_connection_need_not_be_named_and_a_wrong_name_gets_a_hint() ->
     two = FLOW.model_copy(update={"connections": {**FLOW.connections, "other": FLOW.connections["acme"]}})
     with pytest.raises(SettingsError, match="acme, other"):
         choose_connection(two, None)
+    assert choose_connections(two, "all") == ["acme", "other"]
+    assert choose_connections(FLOW, None) == ["acme"]
+    with pytest.raises(SettingsError, match="name one"):
+        choose_connections(two, None)
 
 
 def test_sources_and_routes_that_are_not_in_the_flow_get_a_hint() -> None:

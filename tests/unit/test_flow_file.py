@@ -121,6 +121,17 @@ def test_a_variable_may_be_part_of_a_value_and_missing_ones_are_named_once_each(
     ]
 
 
+def test_what_is_polled_is_not_subscribed_to_and_needs_no_channel(tmp_path: Path) -> None:
+    path = tmp_path / "flow.yaml"
+    two = "from: [acme/Contact, acme/Contract, acme/Lead], to: warehouse, map: x.yaml"
+    org = f"{ORG}, poll: {{Contract: 5m, Lead: 30}}, poll_instead: 90s, channels: [{ONE}]"
+    path.write_text(GOOD.replace("from: acme/Contact, to: warehouse, map: person", two).replace(ORG, org))
+    flow = load_flow(path, ENVIRON)
+    acme = flow.connections["acme"]
+    assert isinstance(acme, Salesforce) and (acme.poll, acme.poll_instead) == ({"Contract": 300.0, "Lead": 30.0}, 90.0)
+    assert flow.channels("acme") == (ONE,)
+
+
 def test_variables_in_comments_are_not_asked_for(tmp_path: Path) -> None:
     assert mistakes(tmp_path, GOOD + "# ${NOT_SET}\n") == []
 
@@ -155,6 +166,13 @@ def test_variables_in_comments_are_not_asked_for(tmp_path: Path) -> None:
         ("type: salesforce", "type: salesforce, silence: soon", 2, "silence must be a number", "silence: 10.0"),
         ("type: salesforce", "type: salesforce, silence: -1", 2, "silence: input should be greater than 0", "change"),
         ("type: salesforce", "type: salesforce, url: acme.my.salesforce.com", 2, "no address of an org", "https://"),
+        (ORG, f"{ORG}, poll: {{Contact: soon}}", 2, "Contact must be a number", "Contact: 10.0"),
+        (ORG, f"{ORG}, poll: {{Contact: 100ms}}", 2, "Contact must be a number", "Contact: 10.0"),
+        (ORG, f"{ORG}, poll: {{Contact: 0.1s}}", 2, "Contact: input should be greater than or equal to 1", "change"),
+        (ORG, f"{ORG}, poll: [Contact]", 2, "poll must be a mapping", "{key: value}"),
+        (ORG, f"{ORG}, poll: {{Contcat: 60s}}", 2, "polls Contcat, which no route reads", "did you mean Contact?"),
+        (ORG, f"{ORG}, poll: {{Contact: 60s}}, channels: [{ONE}]", 2, "would come twice", "or remove the poll"),
+        (ORG, f"{ORG}, poll_instead: 2d", 2, "poll_instead must be a number", "poll_instead: 10.0"),
         ("flow: jwt", "flow: saml", 2, "flow cannot be saml", "known: jwt, client_credentials, web_server, password"),
         ("flow: jwt", "flow: pasword", 2, "flow cannot be pasword", "did you mean password?"),
         ("flow: jwt", "flow: password, client_secret: x", 2, "the login flow password needs password", "add `password"),

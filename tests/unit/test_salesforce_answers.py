@@ -193,7 +193,7 @@ REPLAY = (
         ("401::Authentication invalid", "", "unauthorized"),
         ("403::Handshake denied", "401::Authentication invalid", "unauthorized"),
         ("401::Authentication invalid", "503::Server is too busy.  Please try your request again later.", "limit"),
-        ("403::Organization total events daily limit exceeded", "", "limit"),
+        ("403::Organization total events daily limit exceeded", "", "allocation"),
         ("403::Handshake denied", "", "limit"),
         ("500::boom", "", "server"),
         ("", "", "server"),

@@ -7,16 +7,17 @@ from typing import Any
 import pytest
 
 from models.settings import Settings
-from streams.salesforce import subscriber
+from streams.salesforce import leader, subscriber
 from streams.salesforce.retry import Backoff
 from streams.salesforce.subscriber import Context
 from tests.support.salesforce import FIELDS, flow_for
 
 
-class Leadership:
+class Leadership(leader.Leadership):
     """Leads until told otherwise."""
 
     def __init__(self, *_: object) -> None:
+        self._group = "made up"
         self.mine, self.lost = asyncio.Event(), asyncio.Event()
 
     async def join(self) -> None:

@@ -55,14 +55,19 @@ class Control:
         return self._run(await serve.body(request), "gap")
 
     def _run(self, given: dict[str, Any], deliver: events.Deliver) -> web.Response:
-        """`{"changes": [{"op", "type", "id", "values"}], "origin"?, "user"?, "deliver"?}` committed as one transaction."""
+        """`{"changes": [{"op", "type", "id", "values"}], "origin"?, "user"?, "deliver"?, "late"?}` committed as one transaction;
+        `late`: so many seconds before now its records were stamped."""
         deliver = given.get("deliver", deliver)
         if deliver not in get_args(events.Deliver):
             raise ValueError(f"deliver: expected one of {', '.join(get_args(events.Deliver))}, got {deliver!r}")
         wanted = given.get("changes")
         if not isinstance(wanted, list) or not wanted:
             raise ValueError('changes: expected a list such as [{"op": "update", "type": "Contact", "id": "003…", "values": {…}}]')
+        late = given.get("late", 0)
+        if isinstance(late, bool) or not isinstance(late, int | float) or not 0 <= late <= 3600:
+            raise ValueError("late: expected seconds from 0 to 3600")
         transaction = self.org.begin(given.get("user"))
+        transaction.now -= late
         made = []
         for number, change in enumerate(wanted):
             try:

@@ -105,9 +105,13 @@ class Desk:
         return serve.json({"count": len(made), "first": made[0], "last": made[-1]})
 
     async def _purge(self, request: web.Request) -> web.Response:
-        """`{"type": "Contact"}`: empty the recycle bin of an object. No event tells of it, no query shows what was in it."""
-        sobject = self._object((await serve.body(request)).get("type"))
-        return serve.json({"purged": self.org.store.purge(sobject)})
+        """`{"type", "ids"?}`: take deleted records out of the recycle bin, all of them without `ids`; no event tells of it."""
+        given = await serve.body(request)
+        sobject = self._object(given.get("type"))
+        wanted = given.get("ids", [i for i, row in self.org.store.tables[sobject.name].rows.items() if row["IsDeleted"]])
+        if not isinstance(wanted, list):
+            raise ValueError("ids: expected a list of record ids")
+        return serve.json({"purged": [i for i in wanted if self.org.store.purge(sobject, str(i))]})
 
     async def _channel(self, request: web.Request) -> web.Response:
         """`{"name": "/data/Sales__chn", "entities": ["Lead"], "enriched"?: {"Lead": ["Email"]}}`: a custom channel; `/event/…__chn` is one

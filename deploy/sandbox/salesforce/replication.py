@@ -26,17 +26,23 @@ class Replication:
         return made
 
     async def _deleted(self, request: web.Request, caller: Caller) -> web.Response:
-        rows, end = self._window(request, caller)
+        rows, start, end = self._window(request, caller)
+        purged = self.org.store.tables[sobject_of(request, caller).name].purged
+        rows += [row for at, row in purged if start <= at < end]
         gone = [{"id": r["Id"], "deletedDate": _shown(r["SystemModstamp"])} for r in rows if r["IsDeleted"]]
         earliest = _shown(values.iso(self.org.now() - DAYS * 86_400))
-        return json({"deletedRecords": gone, "earliestDateAvailable": earliest, "latestDateCovered": end})
+        return json({"deletedRecords": gone, "earliestDateAvailable": earliest, "latestDateCovered": self._covered(end)})
 
     async def _updated(self, request: web.Request, caller: Caller) -> web.Response:
-        rows, end = self._window(request, caller)
-        return json({"ids": [r["Id"] for r in rows if not r["IsDeleted"]], "latestDateCovered": end})
+        rows, _, end = self._window(request, caller)
+        return json({"ids": [r["Id"] for r in rows if not r["IsDeleted"]], "latestDateCovered": self._covered(end)})
 
-    def _window(self, request: web.Request, caller: Caller) -> tuple[list[Row], str]:
-        """Rows touched within the window, whole minutes as Salesforce takes them, and the end it covers."""
+    def _covered(self, end: str) -> str:
+        now = self.org.now()
+        return _shown(min(end, values.iso(now - now % 60)))
+
+    def _window(self, request: web.Request, caller: Caller) -> tuple[list[Row], str, str]:
+        """Rows touched within the window, and its start and end, whole minutes as Salesforce takes them."""
         sobject = sobject_of(request, caller)
         start, end = (_minute(request.query.get(name)) for name in ("start", "end"))
         now = self.org.now()
@@ -47,7 +53,7 @@ class Replication:
         stamps = self.org.store.stamps(sobject)
         table: dict[str, Any] = self.org.store.tables[sobject.name].rows
         found = (table[i] for _, i in stamps[bisect_left(stamps, (start, "")) : bisect_left(stamps, (end, ""))])
-        return [r for r in found if caller.sees is None or caller.sees(r)], _shown(min(end, values.iso(now - now % 60)))
+        return [r for r in found if caller.sees is None or caller.sees(r)], start, end
 
 
 def _minute(given: str | None) -> str:

@@ -37,6 +37,7 @@ class Table:
     external: dict[str, dict[str, set[str]]] = field(default_factory=dict)  # field → lower-case value → ids not deleted
     next_number: int = 0
     deleted: int = 0  # how many of the rows are
+    purged: list[tuple[str, Row]] = field(default_factory=list)  # when deleted, and what was then taken out of the recycle bin
     stamps: list[tuple[str, str]] | None = None  # (SystemModstamp, id), ascending; made when first asked for
 
 
@@ -84,6 +85,20 @@ class Store:
             table.stamps = sorted((row["SystemModstamp"], row["Id"]) for row in table.rows.values())
         return table.stamps
 
+    def purge(self, sobject: SObject, record_id: str) -> bool:
+        """Take a deleted row out of the recycle bin; False where it is not in there."""
+        table = self.tables[sobject.name]
+        row = table.rows.get(record_id)
+        if row is None or not row["IsDeleted"]:
+            return False
+        if table.stamps is not None:
+            del table.stamps[bisect_left(table.stamps, (row["SystemModstamp"], record_id))]
+        del table.order[bisect_left(table.order, record_id)]
+        del table.rows[record_id]
+        table.deleted -= 1
+        table.purged.append((row["SystemModstamp"], row))
+        return True
+
     def put(self, sobject: SObject, row: Row) -> None:
         """Keep a row as it is; for commits and for the seeded beginning."""
         table = self.tables[sobject.name]
@@ -101,16 +116,6 @@ class Store:
                 index.get(str(old[name]).lower(), set()).discard(row["Id"])
             if not row["IsDeleted"] and row.get(name) is not None:
                 index.setdefault(str(row[name]).lower(), set()).add(row["Id"])
-
-    def purge(self, sobject: SObject) -> list[str]:
-        """Empty the recycle bin of an object; the ids that are no more. No event tells of it."""
-        table = self.tables[sobject.name]
-        gone = [row_id for row_id, row in table.rows.items() if row["IsDeleted"]]
-        for row_id in gone:
-            del table.rows[row_id]
-        table.order = [row_id for row_id in table.order if row_id in table.rows]
-        table.deleted, table.stamps = 0, None
-        return gone
 
 
 class Transaction:
