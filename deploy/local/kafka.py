@@ -106,6 +106,7 @@ class Kafka:
         java: list[str | Path] = [
             JAVA,
             f"-Xmx{self._heap}",
+            "-XX:TieredStopAtLevel=1",  # it lives for minutes: compiling better takes more of two cores than it gives back
             "-XX:+UseSerialGC",  # a small heap on a machine that is also doing the work
             f"-Dlog4j2.configurationFile={log4j}",
             "-cp",
