@@ -12,6 +12,7 @@ from typing import Any
 import faust
 import structlog
 
+from agents.elsewhere import Elsewhere
 from agents.fetch import fetch_stage
 from agents.maps import Maps, load_maps
 from agents.process import process_stage
@@ -49,7 +50,12 @@ def build_stages(settings: Settings, flow: Flow, targets: Mapping[str, TargetLik
         for name, connection in flow.connections.items()
         if isinstance(connection, Salesforce) and flow.sobjects(name)
     ]
-    stages += [writer_stage(name, target, flow, settings, objects) for name, target in targets.items() if (objects := maps.columns(name))]
+    elsewhere = Elsewhere(settings).routes
+    stages += [
+        writer_stage(name, target, flow, settings, objects, elsewhere=elsewhere)
+        for name, target in targets.items()
+        if (objects := maps.columns(name))
+    ]
     return stages
 
 

@@ -6,7 +6,7 @@ nothing between chunks but the target: its state is the table `delivered`, its a
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -37,12 +37,30 @@ WATCHED = ("live", "fetch")
 """Reasons whose way from the source counts as latency; what comes later on purpose would hide it."""
 
 
+OtherRoutes = Callable[[float], Awaitable[frozenset[str]]]
+HEARD_SECONDS, HOLD_SECONDS = 30.0, 2.0
+
+
+async def _nowhere(_seconds: float) -> frozenset[str]:
+    return frozenset()
+
+
 def writer_stage(
-    name: str, target: TargetLike, flow: Flow, settings: Settings, objects: Mapping[str, Columns], *, guard: Guard | None = None
+    name: str,
+    target: TargetLike,
+    flow: Flow,
+    settings: Settings,
+    objects: Mapping[str, Columns],
+    *,
+    guard: Guard | None = None,
+    elsewhere: OtherRoutes = _nowhere,
 ) -> Stage:
-    """The stage that writes to one target. `objects` are the columns the maps give it; the target is started at the first chunk."""
+    """The stage that writes to one target. `objects` are the columns the maps give it; the target is started at the first chunk.
+
+    elsewhere   routes of the other workers, as heard at most so many seconds ago: a write of one of them waits
+    """
     topics = Topics(settings.installation)
-    writer = Writer(name, target, flow, settings, objects, guard or Guard(STAGE, name))
+    writer = Writer(name, target, flow, settings, objects, guard or Guard(STAGE, name), elsewhere)
     scarce = target.requests_per_second is not None  # then calls are filled by several partitions (calls.py), and none of them waits long
     return Stage(
         name=f"write-{name}",
@@ -95,8 +113,17 @@ class Item:
 class Writer:
     """Handler of one target's stage; see `handle`."""
 
-    def __init__(self, name: str, target: TargetLike, flow: Flow, settings: Settings, objects: Mapping[str, Columns], guard: Guard) -> None:
-        self.name, self.target, self.guard = name, target, guard
+    def __init__(
+        self,
+        name: str,
+        target: TargetLike,
+        flow: Flow,
+        settings: Settings,
+        objects: Mapping[str, Columns],
+        guard: Guard,
+        elsewhere: OtherRoutes = _nowhere,
+    ) -> None:
+        self.name, self.target, self.guard, self._elsewhere = name, target, guard, elsewhere
         self._flow = flow
         self._topics = Topics(settings.installation)
         self._routes = frozenset(route for route, what in flow.routes.items() if what.to == name)
@@ -106,15 +133,20 @@ class Writer:
     async def handle(self, chunk: Chunk, partition: Partition) -> Result:
         """Decide for every record, call the target for what is left, give state, dead letters and forwarded writes for one transaction."""
         work = Work()
-        writes = list(self._decode(chunk, work))
+        decoded = list(self._decode(chunk, work))
+        await self._hold({write.route for _, write in decoded} - self._routes, partition)
+        writes = [(record, write) for record, write in decoded if write.route in self._routes]
+        if gone := len(decoded) - len(writes):
+            work.outcomes["", Outcome.STALE] += gone  # of routes that the flow no longer has
         self._load(work, writes, partition)
+        speaking = await self._speaking(work, partition)
         lane = self._topics.lane(chunk.topic)
         for record, write in writes:
             key = work.keys[record.key or b""]
             if key.decision is not None and not self.target.compares:
                 key.state.may_hold(key.decision.body)
             image = key.state.image
-            self._decide(work, key, record, write, apply(key.state, write, lane, record.offset, routes=self._routes))
+            self._decide(work, key, record, write, apply(key.state, write, lane, record.offset, routes=speaking))
             if write.then is not None:
                 then = _after_rename(write.then.whole(), image)
                 work.forwards.append(Output(self._topics.writes(self.name, bulk=lane == "bulk"), then.kafka_key, encode_write(then)))
@@ -139,10 +171,28 @@ class Writer:
         for record, write in each_record(STAGE, chunk.records, self._read, topics=self._topics, redrive_to=chunk.topic, dead=work.dead):
             if write is None:
                 work.outcomes["", Outcome.DEAD] += 1
-            elif write.route in self._routes:
-                yield record, write
             else:
-                work.outcomes["", Outcome.STALE] += 1  # a route that the flow no longer has
+                yield record, write
+
+    async def _hold(self, strange: set[str], partition: Partition) -> None:
+        """Wait as long as another worker has one of these routes: ours is about to be started anew with the same flow."""
+        while strange and (theirs := strange & await self._heard(0.0, partition)):
+            names = ", ".join(sorted(theirs))
+            log.warning("writes wait for this worker to be started with the flow that others have", target=self.name, routes=names)
+            await self.guard.wait(partition, HOLD_SECONDS, f"{self.name}: this worker's flow lacks {names}, which another worker's has")
+
+    async def _speaking(self, work: Work, partition: Partition) -> frozenset[str]:
+        """Routes whose records may speak for a key."""
+        if all(held.route in self._routes for key in work.keys.values() for held in key.state.held):
+            return self._routes
+        return self._routes | await self._heard(HEARD_SECONDS, partition)
+
+    async def _heard(self, most_seconds: float, partition: Partition) -> frozenset[str]:
+        while True:
+            try:
+                return await self._elsewhere(most_seconds)
+            except TemporaryError as error:
+                await self.guard.wait(partition, HOLD_SECONDS, f"the routes of the other workers are not known now: {error.reason}")
 
     def _read(self, record: Record) -> WireWrite:
         write = decode_write(record.value)

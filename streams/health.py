@@ -148,7 +148,7 @@ class Health:
 
         await self._again("heartbeat", beat, leave)
 
-    def _heartbeat(self) -> dict[str, str | int]:
+    def _heartbeat(self) -> dict[str, str | int | list[str]]:
         return {
             "role": self.role,
             "host": socket.gethostname(),
@@ -157,6 +157,7 @@ class Health:
             "at": int(time.time() * 1000),
             "started": self.started,
             "restarts": self._restarts,
+            "routes": list(self._flow.routes) if self._flow and self.role == "worker" else [],
         }
 
     async def _again(self, what: str, work: Callable[[], Awaitable[None]], close: Callable[[], Awaitable[None]]) -> None:

@@ -15,7 +15,8 @@ from deploy.rig import FLOW, Rig
 CLOCK = Path(__file__).parent / "clock"
 SILENCE = 10.0
 """Seconds of the flow's `silence`: a session that hears nothing is given up after so many, twice as many without an event."""
-CASES = "  cases: {from: acme/Case, to: warehouse, map: case}\n"
+RETURNED = "acme/Case"
+CASES = f"  cases: {{from: {RETURNED}, to: warehouse, map: case}}\n"
 """The route of the sObject that a rolling change of the flow takes away and brings back."""
 STOP_SECONDS, READY_SECONDS = 25.0, 20.0
 

@@ -21,9 +21,9 @@ from deploy.demo import base_folder, count_rows
 from deploy.latency import Latency, quantile
 from deploy.local.process import LocalServiceError
 from deploy.local.services import KAFKA_VARIABLE, POSTGRES_VARIABLE, exit_on_sigterm
-from deploy.rig import Rig, as_json
+from deploy.rig import Rig, as_json, as_line
 from deploy.sandbox.client import SandboxError
-from deploy.soak.crew import Crew, own_flow
+from deploy.soak.crew import RETURNED, Crew, own_flow
 from deploy.soak.faults import Faults, Struck, resume_all
 from deploy.soak.hooks import Sender
 from deploy.soak.schedule import RECEIVER, SUBSCRIBERS, WORKERS, Planned, plan
@@ -127,6 +127,11 @@ def finish(rig: Rig, report: Report, after: int, sender: Sender, latency: Latenc
     if lost := sender.finish():
         report.problems.append(f"{len(lost)} webhooks were never accepted: {lost[:5]}")
     report.webhooks = {"accepted": len(sender.accepted), "requests": sender.attempts}
+    if any(each.planned.name == "roll" for each in report.struck):
+        say(f"{RETURNED} once more: its route was away for a while, and writes of it that still waited then were dropped")
+        code, printed = rig.command("snapshot", RETURNED)
+        if code:
+            report.problems.append(f"the snapshot of {RETURNED} ended with {code}: {as_line(printed)}")
     with rig.database() as database:
         judge(report, rig, database, after, sender.accepted, SETTLE_SECONDS)
         report.settled_seconds = round(time.monotonic() - mended, 1)

@@ -1,15 +1,19 @@
 """What the writer itself decides, with a target in memory; what targets must do is in tests/conformance."""
 
+import asyncio
+
 import pytest
 from msgspec.structs import replace
 
+from agents.guard import Guard
 from agents.rules.writes import encode_write
 from agents.targets.base import Columns, TargetLike
-from agents.writer import in_topic_source
+from agents.writer import STAGE, in_topic_source, writer_stage
 from models.errors import TemporaryError
 from models.flow import Flow, Salesforce, Webhook
 from models.write import Body, Outcome, WriteResult
 from streams import metrics
+from streams.engine.stage import Abandoned, Stage
 from tests.conformance.suite import ANN, BOB, CAT, A, B, Bench, Fields
 from tests.support.memory import outputs
 from tests.support.toy_target import Target, ToyOptions
@@ -173,3 +177,65 @@ def test_values_observed_together_are_counted_as_one_by_one() -> None:
     counted = [[sample[:3] for sample in series._child_samples() if sample[0] != "_created"] for series in (together, single)]
     assert counted[0] == counted[1]
     assert counted[0][-2:] == [("_count", {}, 7.0), ("_sum", {}, sum(values))]
+
+
+class Others:
+    """What the other workers have, as this one hears it."""
+
+    def __init__(self, *routes: str) -> None:
+        self.now = frozenset(routes)
+        self.away = 0
+
+    async def routes(self, _most_seconds: float) -> frozenset[str]:
+        if self.away:
+            self.away -= 1
+            raise TemporaryError("Kafka is away")
+        return self.now
+
+
+def beside(bench: Bench, rig: ToyRig, others: Others) -> Stage:
+    guard = Guard(STAGE, bench.name, sleep=bench._sleep)
+    return writer_stage(
+        bench.name, bench.target, bench.flow, bench.settings, {rig.object: rig.columns}, guard=guard, elsewhere=others.routes
+    )
+
+
+async def test_a_write_whose_route_only_another_worker_has_waits_for_the_worker_that_knows_it(rig: ToyRig, bench: Bench) -> None:
+    bench.stage = beside(bench, rig, Others("people", "new"))
+    strange = replace(bench.write(BOB, {"name": "Bob"}), route="new")
+    giving = asyncio.create_task(bench.give(bench.write(ANN, {"name": "Ann"}), strange))
+    await bench.heard("lacks new")
+    assert not giving.done()
+    bench.partition.owned = False  # the process stops: who has the partition next does the whole chunk
+    with pytest.raises(Abandoned):
+        await giving
+    assert rig.toy.held == {}
+    assert bench.partition.offsets == {}
+
+
+async def test_a_write_whose_route_no_worker_has_any_more_is_dropped_and_counted(rig: ToyRig, bench: Bench) -> None:
+    others = Others("people", "old")
+    others.away = 2
+    bench.stage = beside(bench, rig, others)
+    before = metrics.WRITTEN.labels(bench.name, "", "stale")._value.get()
+    giving = asyncio.create_task(bench.give(replace(bench.write(BOB, {"name": "Bob"}), route="old"), bench.write(ANN, {"name": "Ann"})))
+    await bench.heard("are not known now")
+    await bench.heard("lacks old")
+    others.now = frozenset({"people"})
+    await giving
+    assert rig.toy.held == {ANN: {"name": "Ann"}}
+    assert metrics.WRITTEN.labels(bench.name, "", "stale")._value.get() == before + 1
+
+
+async def test_what_a_route_of_another_worker_wrote_still_speaks_and_what_a_removed_one_wrote_does_not(rig: ToyRig, bench: Bench) -> None:
+    knowing = bench.flow.routes | {"new": bench.flow.routes["people"]}
+    narrow, bench.flow = bench.flow, bench.flow.model_copy(update={"routes": knowing})
+    bench.stage = bench.fresh_stage()
+    await bench.give(replace(bench.write(ANN, {"name": "first"}, A), route="new", order=0))
+    bench.flow = narrow
+    bench.stage = beside(bench, rig, Others("new"))
+    await bench.give(replace(bench.write(ANN, {"name": "second"}, B), order=1))
+    assert rig.toy.held == {ANN: {"name": "first"}}
+    bench.stage = beside(bench, rig, Others())
+    await bench.give(replace(bench.write(ANN, {"name": "second"}, B), order=1))
+    assert rig.toy.held == {ANN: {"name": "second"}}
