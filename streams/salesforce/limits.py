@@ -213,14 +213,6 @@ class Budget:
         self._drop(self.clock())
         return (self._total + self.elsewhere) / (self.share * self.most) if self.most else 0.0
 
-    def spend(self, name: str, purpose: str) -> None:
-        """One use of another limit than calls, such as a Bulk job. Raises LimitReachedError where too little is left for the purpose."""
-        if (limit := self.limits.get(name)) is None or not limit.most:
-            return
-        if limit.left - 1 < (1 - CEILINGS.get(purpose, 1.0)) * limit.most:
-            raise self._held(purpose, f"{limit.left} of {limit.most} are left of {name}", DAILY_SECONDS)
-        self.limits[name] = Limit(limit.most, limit.left - 1)
-
     def _fractions(self, now: float) -> tuple[float, float, float]:
         """Of our share, of the org's limit now, and ahead."""
         if not self.most or not self._seen:  # others may have told what the limit is, before the org did
