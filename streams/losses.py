@@ -176,9 +176,14 @@ async def _alone(settings: Settings, flow: Flow, topic: str, topics: Topics) -> 
 
 
 async def _fill(publisher: TransactionalPublisher, reader: AIOKafkaConsumer, part: TopicPartition, least: int) -> int:
-    """Append empty records until the log ends at `least` or above; where it ends."""
-    while (end := (await reader.end_offsets([part]))[part]) < least:
-        await publisher.send([Output(part.topic, None, None, [FILLER], part.partition)] * min(FILL, least - end))
+    """Append empty records until the log ends at `least` or above; where it ends.
+
+    What a consumer of committed records says of the end trails our own transactions by a moment: asked again, it had more appended.
+    """
+    end = (await reader.end_offsets([part]))[part]
+    while end < least:
+        sent = await publisher.send([Output(part.topic, None, None, [FILLER], part.partition)] * min(FILL, least - end))
+        end = sent[part] + 1  # the mark of the transaction's end
     return int(end)
 
 
