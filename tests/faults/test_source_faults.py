@@ -64,6 +64,7 @@ async def everything_once(settings: Settings, desk: Desk) -> int:
         await until(both, lambda pair: pair[0] == pair[1], seconds=60)
     await desk.create("Marker")  # once it is there, nothing more is on its way
     published, found = await until(both, lambda pair: pair[0][-1] in pair[1])
+    found = [each for each in found if each <= published[-1]]  # a request that was given up may yet have been carried out behind it
     assert found == published, f"{len(set(published) - set(found))} of {len(published)} lost, {len(found) - len(set(found))} twice"
     for positions in (await order_of(settings, *objects)).values():
         assert positions == sorted(positions)
