@@ -7,7 +7,7 @@ from aiokafka.errors import KafkaError
 
 from models.errors import TemporaryError
 from models.settings import Settings
-from streams.publish import close_consumer, partition_of, read_committed_consumer
+from streams.publish import close_consumer, partition_of, reading
 
 PATIENCE = 20.0
 
@@ -58,11 +58,5 @@ class Followed:
             self._found[key] = value
 
     async def _start(self) -> None:
-        consumer = read_committed_consumer(self._settings)
-        try:
-            await consumer.start()
-        except BaseException:
-            await close_consumer(consumer)
-            raise
-        consumer.assign([TopicPartition(self._topic, p) for p in range(self._settings.partitions)])
-        self._found, self._consumer = {}, consumer
+        self._consumer = await reading(self._settings, [TopicPartition(self._topic, p) for p in range(self._settings.partitions)])
+        self._found = {}

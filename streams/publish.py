@@ -326,6 +326,18 @@ def read_committed_consumer(settings: Settings, **options: Any) -> AIOKafkaConsu
     return AIOKafkaConsumer(**client_options(settings), **(defaults | options), isolation_level="read_committed")
 
 
+async def reading(settings: Settings, parts: Sequence[TopicPartition]) -> AIOKafkaConsumer:
+    """Such a consumer of these partitions, started; whoever has it closes it. Raises KafkaError."""
+    consumer = read_committed_consumer(settings)
+    try:
+        await consumer.start()
+    except BaseException:
+        await close_consumer(consumer)
+        raise
+    consumer.assign(parts)
+    return consumer
+
+
 async def read_all(settings: Settings, topic: str) -> list[Record]:
     """All that `read_batches` gives, at once; meant for small and compacted topics. Raises TemporaryError, FatalError (no such topic)."""
     return [record async for batch in read_batches(settings, topic) for record in batch]

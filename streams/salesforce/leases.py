@@ -21,7 +21,7 @@ from models.errors import HeadraceError, TemporaryError
 from models.settings import Settings
 from streams import metrics
 from streams.engine.stage import Output
-from streams.publish import Publisher, close_consumer, partition_of, read_all, read_committed_consumer
+from streams.publish import Publisher, close_consumer, partition_of, read_all, reading
 from streams.salesforce.limits import BUCKET, DAY, Budget
 from streams.topics import Topics
 
@@ -202,14 +202,8 @@ class Leases:
 
     async def _started(self) -> AIOKafkaConsumer:
         if self._consumer is None:
-            consumer = read_committed_consumer(self._settings)
-            try:
-                await consumer.start()
-            except BaseException:
-                await close_consumer(consumer)
-                raise
-            consumer.assign([self._part])
-            self._others, self._consumer = {}, consumer
+            self._consumer = await reading(self._settings, [self._part])
+            self._others = {}
         return self._consumer
 
 
