@@ -26,6 +26,7 @@ Sleep = Callable[[float], Awaitable[None]]
 
 ATTEMPTS = 5
 PROBE_SECONDS = 60.0
+HELD_SECONDS = 1.0
 BASE_SECONDS, CAP_SECONDS = 0.5, 60.0
 LONGEST_BELIEVED = 900.0
 """A Retry-After above 15 minutes is asked again after 15 minutes."""
@@ -74,6 +75,7 @@ class Guard:
     attempts         of one record (TemporaryError with whole=False), then it is given up as retryable
     probe_seconds    between probes of a paused remote
     base, cap        seconds of the backoff: full jitter below min(cap, base * 2^n)
+    held             why people do not want it to be called now, "" when it may be: what is in hand waits too
     """
 
     def __init__(
@@ -86,7 +88,9 @@ class Guard:
         base: float = BASE_SECONDS,
         cap: float = CAP_SECONDS,
         sleep: Sleep = asyncio.sleep,
+        held: Callable[[], str] = str,
     ) -> None:
+        self._held = held
         self.stage, self.target = stage, target
         self.attempts, self.probe_seconds, self.base, self.cap = attempts, probe_seconds, base, cap
         self._sleep = sleep
@@ -102,6 +106,8 @@ class Guard:
         tries = 0
         while True:
             self.check(partition)
+            while why := self._held():
+                await self.wait(partition, HELD_SECONDS, why)
             partition.waiting(f"call to {self.target}", time.monotonic() + seconds + 1)
             try:
                 answer = await self._answered(partition, action)

@@ -108,6 +108,11 @@ class Maps:
         """By object of this target the top-level fields of its bodies and their types."""
         return dict(self._columns.get(target, {}))
 
+    @property
+    def routes(self) -> frozenset[str]:
+        """Names of all routes."""
+        return frozenset(self._routes)
+
     def route(self, name: str) -> CompiledRoute:
         """A route by name. Raises KeyError."""
         return self._routes[name]

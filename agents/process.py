@@ -4,29 +4,30 @@ What a record means is decided by agents/rules; here chunks become rules' argume
 fails for one record makes that record's dead letter (of one route, where only that failed) and nothing else.
 """
 
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, TypeVar, TypeVarTuple
 
 import orjson
 from msgspec import Struct
 
 from agents.guard import per_record
+from agents.inbox import delivery_of, read, text_of
 from agents.maps import Maps
+from agents.parked import park
 from agents.rules.emission import Step, forced, next_step
-from agents.rules.identity import Keys, move, owe, writes
+from agents.rules.identity import OWED, Keys, move, owe, writes
 from agents.rules.merge import Lane, Merged, RecordState, merge
-from agents.rules.message import Message, from_event, from_hook, from_platform, from_row
+from agents.rules.message import Message
 from agents.rules.plan import Plan
 from agents.rules.ways import Way
 from agents.rules.writes import encode_write
 from agents.states import States
 from agents.tables import RECORDS, SEEN, Seen, records_key, seen_key
-from models.change_event import ChangeEventError, parse
-from models.envelope import ALWAYS_EMITS, Envelope, EnvelopeError, Headers, Kind, Reason
+from models.envelope import ALWAYS_EMITS, Envelope, Headers, Kind, Reason
 from models.errors import PermanentError, SettingsError
 from models.flow import Flow
-from models.platform_event import parse_platform_event
 from models.settings import Settings
 from models.write import Body, Op, Write
 from streams import metrics
@@ -36,20 +37,29 @@ from streams.topics import Inbound, Topics
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 STAGE = "process"
-CHANGE, WRITE, EMIT, QUERY, READ = Kind.CHANGE, Op.WRITE, Step.EMIT, Step.QUERY, Step.READ  # an enum looks its members up in Python
-FLOODS = (Reason.SNAPSHOT, Reason.POLL, Reason.REPLAY)
+WRITE, EMIT, QUERY, READ = Op.WRITE, Step.EMIT, Step.QUERY, Step.READ  # an enum looks its members up in Python
+FLOODS = (Reason.SNAPSHOT, Reason.POLL, Reason.REPLAY, Reason.REFILL)
 """Writes these cause go through the bulk lane."""
 
 
-def process_stage(flow: Flow, settings: Settings, maps: Maps) -> Stage:
-    """The stage that reads every in-topic the flow's routes need."""
+HeldRoutes = Callable[[Collection[str], Partition], Awaitable[frozenset[str]]]
+
+
+async def _none_held(_routes: Collection[str], _partition: Partition) -> frozenset[str]:
+    return frozenset()
+
+
+def process_stage(flow: Flow, settings: Settings, maps: Maps, held: HeldRoutes = _none_held) -> Stage:
+    """The stage that reads every in-topic the flow's routes need. `held`: which of these routes are paused now."""
     topics, states = Topics(settings.installation), States()
     unknown = [source for source in maps.sources if source.partition("/")[0] not in flow.connections]
     if unknown:
         raise SettingsError(f"routes read from {', '.join(unknown)}, which the flow does not connect to: add the connection")
 
     async def handle(chunk: Chunk, partition: Partition) -> Result:
-        return _Chunk(chunk, partition, topics, maps, states).run()
+        work = _Chunk(chunk, partition, topics, maps, states)
+        work.paused = await held([way.route for way in work.ways], partition)
+        return work.run()
 
     return Stage(
         name=STAGE,
@@ -92,6 +102,8 @@ class _Chunk:
         self.asked: set[tuple[str, tuple[tuple[str, bytes], ...]]] = set()
         self.outcomes: Counter[str] = Counter()
         self.emitted: Counter[tuple[str, str]] = Counter()
+        self.paused: frozenset[str] = frozenset()
+        self.parked: dict[tuple[str, str], None] = {}
         self._through: dict[Lane, int] | None = None
 
     def run(self) -> Result:
@@ -103,27 +115,36 @@ class _Chunk:
             for record in self.chunk.records:
                 outcome = self._guarded(record, None, self._one, record, self.plan)
                 if self.merging:
-                    return _Chunk(self.chunk, self.partition, self.topics, self.maps, self.known, careful=True).run()
+                    again = _Chunk(self.chunk, self.partition, self.topics, self.maps, self.known, careful=True)
+                    again.paused = self.paused
+                    return again.run()
                 self.outcomes[outcome or "dead"] += 1
         for name, count in self.outcomes.items():
             metrics.PROCESSED.labels(self.inbound.connection, self.inbound.sobject, name).inc(count)
+        return self._result()
+
+    def _result(self) -> Result:
         for (route, target), count in self.emitted.items():
             metrics.EMITTED.labels(route, target).inc(count)
         state: dict[str, list[tuple[bytes, bytes | None]]] = {}
         if touched := {held.key: held.state for held in self.held.values() if held.touched}:
             state[RECORDS] = [(key, self.known.put(known)) for key, known in touched.items()]
+        if self.parked:
+            changes, told = park(self.partition, self.topics, self.source, self.parked)
+            state[RECORDS] = [*state.get(RECORDS, ()), *changes]
+            self.outputs += told
         if self.noted:
             state[SEEN] = [(key, self.seen[key].encode()) for key in self.noted]
         return Result(self.outputs, state)
 
     def _load(self, records: Any) -> None:
-        ids = {record.key: _text(record.key) for record in records if record.key}
+        ids = {record.key: text_of(record.key) for record in records if record.key}
         keys = {records_key(self.source, record_id): record_id for record_id in ids.values()}
         found = zip(keys.items(), self.partition.store(RECORDS).get_many(list(keys)), strict=True)
         held = {record_id: _Held(record_id, key, self.known.pop(raw, record_id)) for (key, record_id), raw in found}
         self.held = {key: held[record_id] for key, record_id in ids.items()}
         if self.plan is not None and (self.plan.hook or self.plan.event):
-            slots = list({seen_key(self.source, _delivery(record)) for record in records if _delivery(record)})
+            slots = list({seen_key(self.source, delivery_of(record)) for record in records if delivery_of(record)})
             for slot, raw in zip(slots, self.partition.store(SEEN).get_many(slots), strict=True):
                 self.seen[slot] = Seen.decode(raw)
 
@@ -149,7 +170,9 @@ class _Chunk:
             step = next_step(way, state, merged, message, envelope)
             if merged.redelivery and (keys := state.keys.get(way.route)) and keys.left:
                 state.keys[way.route] = owe(keys)
-            if step is EMIT:
+            if step is EMIT and way.route in self.paused:
+                self.parked[way.route, record_id] = None
+            elif step is EMIT:
                 self._guarded(record, way.route, self._emit, way, state, envelope, record_id, record.offset)
             elif step is QUERY:
                 self._ask(record_id, plan, envelope if forced(way, envelope) else None)
@@ -165,12 +188,32 @@ class _Chunk:
                 self._ask(record_id, plan, None)
         return _outcome(merged, incomplete)
 
+    def again(self, id: str, raw: bytes, route: str, run: str) -> bool:
+        """A record as it is known, once more to one route; False where it lacks something: then it is asked for, and comes by itself."""
+        way = next((way for way in self.ways if way.route == route), None)
+        if self.plan is None or way is None:
+            return True
+        held = _Held(id, records_key(self.source, id), self.known.pop(raw, id))
+        self.held[id.encode()] = held
+        state, before = held.state, held.state.keys.get(route) or Keys()
+        kind = Kind.HOOK if self.plan.hook else Kind.ROW
+        now = int(time.time() * 1000)
+        envelope = Envelope(kind=kind, reason=Reason.REFILL, received=now, run=run, route=route, position=0 if self.plan.hook else None)
+        if not (state.deleted or self.plan.hook or state.knows(way.fields)):
+            self._ask(id, self.plan, envelope)
+            return False
+        if not state.deleted or before.last or before.left:
+            last = _AsLastSeen(self.redrive_to, self.partition.number, max(state.live, state.bulk), id, envelope)
+            self._guarded(last, route, self._emit, way, state, envelope, id, OWED)
+            held.touched = state.keys.get(route, before) != before
+        return True
+
     def _every(self, record: Record, envelope: Envelope, message: Message) -> str:
         """A platform event: every one is emitted, none is merged or kept. Several under one target key: the one published last speaks."""
         emitted = self.emitted.total()
         for way in self.ways:
             if envelope.route in (None, way.route):
-                self._guarded(record, way.route, self._emit_event, way, message, envelope, _text(record.key))
+                self._guarded(record, way.route, self._emit_event, way, message, envelope, text_of(record.key))
         return "changed" if self.emitted.total() > emitted else "unchanged"
 
     def _emit_event(self, way: Way, message: Message, envelope: Envelope, name: str) -> None:
@@ -202,7 +245,7 @@ class _Chunk:
 
     def _repeated(self, record: Record) -> bool:
         """A delivery that was seen before, at another offset: the sender repeated it."""
-        delivery = _delivery(record)
+        delivery = delivery_of(record)
         if not delivery:
             return False
         slot = seen_key(self.source, delivery)
@@ -270,42 +313,31 @@ class _Chunk:
 _NONE: dict[Lane, int] = {"live": 0, "bulk": 0}
 
 
-def read(record: Record, plan: Plan) -> tuple[Envelope, Message]:
-    """Headers and news of one record of an in-topic. Raises PermanentError."""
-    try:
-        envelope = Envelope.from_headers(record.headers)
-    except EnvelopeError as error:
-        raise PermanentError(str(error)) from None
-    if not record.key:
-        raise PermanentError("the record has no key: this record was not written by Headrace; redrive it from its source")
-    record_id = _text(record.key)
-    if record.value is None:
-        raise PermanentError("the record has no value: redrive it from its source")
-    try:
-        found = orjson.loads(record.value)
-    except orjson.JSONDecodeError as error:
-        raise PermanentError(f"the value is not JSON ({error.msg} at character {error.pos}): see the original bytes") from None
-    if envelope.kind is CHANGE and not plan.hook and not plan.event:
-        try:
-            return envelope, from_event(parse(found), record_id, plan, envelope.epoch)
-        except ChangeEventError as error:
-            raise PermanentError(str(error)) from None
-    if (envelope.kind is Kind.HOOK) != plan.hook or (envelope.kind is Kind.EVENT) != plan.event:
-        raise PermanentError(
-            f"a record of kind {envelope.kind} in the topic of {plan.sobject or 'a webhook'}: it was put there by somebody else"
-        )
-    if envelope.kind is Kind.ROW:
-        return envelope, from_row(found, envelope, plan)
-    if envelope.kind is Kind.HOOK:
-        return envelope, from_hook(found, envelope, plan, record.offset)
-    return envelope, _platform(found, plan)
+class _AsLastSeen:
+    """In the place of a record from Kafka, for the dead letter of a known one: redriven, it tells nothing new and is emitted as it is."""
+
+    def __init__(self, topic: str, partition: int, offset: int, id: str, envelope: Envelope) -> None:
+        self.topic, self.partition, self.offset, self.timestamp = topic, partition, offset, envelope.received
+        self.key: bytes | None = id.encode()
+        self.value: bytes | None = b"{}" if envelope.kind is Kind.HOOK else orjson.dumps({"Id": id})
+        self.headers: Sequence[tuple[str, bytes]] = envelope.headers()
 
 
-def _platform(found: Any, plan: Plan) -> Message:
-    try:
-        return from_platform(parse_platform_event(found), plan)
-    except ChangeEventError as error:
-        raise PermanentError(str(error)) from None
+def emit_again(
+    source: str,
+    known: Sequence[tuple[str, bytes]],
+    route: str,
+    run: str,
+    *,
+    partition: Partition,
+    topics: Topics,
+    maps: Maps,
+    states: States,
+) -> tuple[Result, int]:
+    """Records of the table, (id, value) each, once more to one route, as floods are; and how many lack something and are asked for."""
+    work = _Chunk(Chunk(topics.inbound(source, bulk=True), partition.number, ()), partition, topics, maps, states)
+    lacking = sum(not work.again(id, raw, route, run) for id, raw in known)
+    return work._result(), lacking
 
 
 def _nowhere(record_id: str, sobject: str) -> None:
@@ -331,16 +363,3 @@ def _outcome(merged: Merged, incomplete: bool) -> str:
     if incomplete:
         return "incomplete"
     return "changed" if merged.changed or merged.moved else "unchanged"
-
-
-def _text(raw: bytes | None) -> str:
-    try:
-        return (raw or b"").decode()
-    except UnicodeDecodeError:
-        return (raw or b"").decode(errors="backslashreplace")
-
-
-def _delivery(record: Record) -> str:
-    found = dict(record.headers)
-    raw, index = found.get("delivery"), found.get("index")
-    return f"{_text(raw)}|{_text(index)}" if raw else ""

@@ -7,6 +7,8 @@ import asyncio
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import faust
@@ -14,8 +16,10 @@ import structlog
 
 from agents.elsewhere import Elsewhere
 from agents.fetch import fetch_stage
+from agents.holds import Holds
 from agents.maps import Maps, load_maps
 from agents.process import process_stage
+from agents.refill import with_refill
 from agents.targets import make_target
 from agents.targets.base import TargetLike
 from agents.writer import writer_stage
@@ -44,7 +48,8 @@ def fields_of(flow: Flow) -> Mapping[str, tuple[str, ...]]:
 def build_stages(settings: Settings, flow: Flow, targets: Mapping[str, TargetLike], maps: Maps) -> list[Stage]:
     """Process, a fetch stage per Salesforce connection that a route reads, a writer per target that a route writes to."""
     fields = {source: maps.fields(source) for source in maps.sources}
-    stages = [process_stage(flow, settings, maps)]
+    holds = Holds(settings, flow)
+    stages = [with_refill(process_stage(flow, settings, maps, holds.routes), settings, maps, holds)]
     stages += [
         fetch_stage(name, flow, settings, fields)
         for name, connection in flow.connections.items()
@@ -52,11 +57,11 @@ def build_stages(settings: Settings, flow: Flow, targets: Mapping[str, TargetLik
     ]
     elsewhere = Elsewhere(settings).routes
     stages += [
-        writer_stage(name, target, flow, settings, objects, elsewhere=elsewhere)
+        writer_stage(name, target, flow, settings, objects, elsewhere=elsewhere, held=partial(holds.target, name))
         for name, target in targets.items()
         if (objects := maps.columns(name))
     ]
-    return stages
+    return [replace(stage, hold=holds) for stage in stages]
 
 
 def build_app(settings: Settings, flow: Flow) -> faust.App:
@@ -116,10 +121,10 @@ async def _started(app: faust.App, stop: asyncio.Event) -> bool:
 
 
 async def _close(stage: Stage) -> None:
-    """Close the clients of a handler that has some: a method's owner, or a callable object."""
-    owner = getattr(stage.handler, "__self__", stage.handler)
-    if (close := getattr(owner, "close", None)) is not None:
-        await close()
+    """Close the clients of a handler that has some (a method's owner, or a callable object), and of what holds it."""
+    for owner in (getattr(stage.handler, "__self__", stage.handler), stage.hold):
+        if (close := getattr(owner, "close", None)) is not None:
+            await close()
 
 
 async def _watch(app: faust.App, health: Health) -> None:

@@ -54,13 +54,15 @@ def writer_stage(
     *,
     guard: Guard | None = None,
     elsewhere: OtherRoutes = _nowhere,
+    held: Callable[[], str] = str,
 ) -> Stage:
     """The stage that writes to one target. `objects` are the columns the maps give it; the target is started at the first chunk.
 
     elsewhere   routes of the other workers, as heard at most so many seconds ago: a write of one of them waits
+    held        why people do not want the target to be called now, "" when it may be
     """
     topics = Topics(settings.installation)
-    writer = Writer(name, target, flow, settings, objects, guard or Guard(STAGE, name), elsewhere)
+    writer = Writer(name, target, flow, settings, objects, guard or Guard(STAGE, name, held=held), elsewhere)
     scarce = target.requests_per_second is not None  # then calls are filled by several partitions (calls.py), and none of them waits long
     return Stage(
         name=f"write-{name}",

@@ -9,6 +9,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from deploy import cli_routes
+from deploy.cli_options import FlowOption, JsonOption
+
 app = typer.Typer(
     name="headrace",
     no_args_is_help=True,
@@ -22,13 +25,9 @@ app = typer.Typer(
     "What flows where is in the flow file.",
 )
 
-FlowOption = Annotated[
-    Path | None, typer.Option("--flow", "-f", metavar="FILE", help="The flow file; else HEADRACE_FLOW, else flow.yaml.", show_default=False)
-]
 AloneOption = Annotated[
     bool, typer.Option("--no-supervise", help="Run without the parent that starts it again: for systemd, Kubernetes and debuggers.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 RUN, LOOK, MEND, TRY = "Run the flow", "Look", "Repair and repeat", "Try and test"
 
 
@@ -271,24 +270,10 @@ def accept_loss(
     raise typer.Exit(runs.accept_loss(flow, what, json))
 
 
-@app.command(rich_help_panel=MEND)
-def replay(
-    route: Annotated[str, typer.Argument(help="The route whose events come again.", metavar="ROUTE")],
-    begin: Annotated[
-        str, typer.Option("--from", metavar="WHEN", help="From here on: 2026-11-25T08:00Z, -2h, or partition:offset such as 3:1200.")
-    ],
-    end: Annotated[str, typer.Option("--to", metavar="WHEN", help="Up to here.")] = "now",
-    run: Annotated[str | None, typer.Option("--run", metavar="ID", help="Go on with this run, which was stopped.")] = None,
-    flow: FlowOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Send a stretch of past events through one route again, beside the live ones: after a map was changed, or a target lost data.
-
-    Example: headrace replay people --from 2026-11-25T08:00Z --to 2026-11-25T09:00Z
-    """
-    from deploy import runs
-
-    raise typer.Exit(runs.replay(flow, route, begin, end, run, json))
+app.command(rich_help_panel=RUN)(cli_routes.pause)
+app.command(rich_help_panel=RUN)(cli_routes.resume)
+app.command(rich_help_panel=MEND)(cli_routes.refill)
+app.command(rich_help_panel=MEND)(cli_routes.replay)
 
 
 @app.command(rich_help_panel=TRY)

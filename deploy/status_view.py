@@ -19,6 +19,10 @@ def render(status: Status) -> Group:
     """For rich's Console.print or Live."""
     parts: list[RenderableType] = [Text(line, style="yellow") for line in status.unknown]
     parts += [Text(_paused(name, {one.connection for one in status.channels}), style="red") for name in status.paused]
+    if status.held:
+        parts.append(_held(status))
+    if status.refills:
+        parts.append(_refills(status))
     parts.append(_hops(status))
     if status.latencies:
         parts.append(_latencies(status))
@@ -79,6 +83,24 @@ def _hops(status: Status) -> Table:
     return table
 
 
+def _held(status: Status) -> Table:
+    table = _table("paused by people (headrace resume NAME)", ("what", "name", "since", "for", "waiting", "because"), ("for", "waiting"))
+    for one in status.held:
+        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(one.since / 1000)) if one.since else "resumed"
+        ago = age((status.at - one.since) / 1000) if one.since else ""
+        table.add_row(one.what, escape(one.name), f"[yellow]{since}[/yellow]", ago, _number(one.waiting), escape(one.because))
+    return table
+
+
+def _refills(status: Status) -> Table:
+    table = _table("refills", ("route", "run", "state", "records", "of", "read from Salesforce"), ("records", "of", "read from Salesforce"))
+    for one in status.refills:
+        state = "[green]done[/green]" if one.done else "[green]running[/green]"
+        total = "?" if one.total < 0 else f"{one.total:,}"
+        table.add_row(escape(one.route), escape(one.run), state, f"{one.seen:,}", total, f"{one.asked:,}")
+    return table
+
+
 def _waiting(hop: Hop) -> tuple[str, str, str]:
     if hop.stage == "receive":
         return "", "", ""
@@ -105,6 +127,8 @@ def _channels(status: Status) -> Table:
     for one in status.channels:
         state = {None: "[yellow]no subscriber runs[/yellow]", True: "[green]up[/green]", False: "[red]down[/red]"}[one.up]
         state = "[red]deaf: connected, and nothing comes[/red]" if one.deaf else state
+        if any(held.what == "connection" and held.name == one.connection for held in status.held):
+            state = "[yellow]paused[/yellow]"
         where = ("none stored", "") if one.epoch is None else (str(one.epoch), "-" if one.position is None else str(one.position))
         short = one.loss is not None and one.loss < SHORT_SECONDS and one.up is not True
         left = "" if one.epoch is None else age(one.loss)

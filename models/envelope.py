@@ -32,9 +32,10 @@ class Reason(StrEnum):
     SNAPSHOT = "snapshot"
     POLL = "poll"
     REPLAY = "replay"
+    REFILL = "refill"  # from what is known already
 
 
-ALWAYS_EMITS = (Reason.SNAPSHOT, Reason.REPAIR, Reason.REPLAY, Reason.REDRIVE)  # no set: an enum's hash is made in Python
+ALWAYS_EMITS = (Reason.SNAPSHOT, Reason.REPAIR, Reason.REPLAY, Reason.REDRIVE, Reason.REFILL)  # no set: an enum's hash is made in Python
 """Reasons that come with a run id."""
 
 
@@ -54,7 +55,7 @@ class Envelope(Struct, kw_only=True):
     began          of a row: durable position of the channel when the read began (-1: no position existed yet)
     gone           of a row: epoch second at the source when the id was found not to exist (the value is then {"attributes","Id"} only)
     delivery       delivery id of a hook, id of a platform event
-    run            run id of a snapshot, repair, replay or redrive
+    run            run id of a snapshot, repair, replay, redrive or refill
     route          limits the output to this route when the merge changes nothing
     """
 

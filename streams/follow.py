@@ -26,6 +26,11 @@ class Followed:
         await self._catch_up(partition_of(key.encode(), self._settings.partitions))
         return self._found.get(key.encode())
 
+    async def all_of(self, number: int) -> dict[bytes, bytes]:
+        """Last value by key of a partition, as committed when this was called; it must not be changed. Raises TemporaryError."""
+        await self._catch_up(number)
+        return self._found
+
     async def stop(self) -> None:
         """Close."""
         if (consumer := self._consumer) is not None:

@@ -45,7 +45,7 @@ class Lag:
 def stage_of(topics: Topics, topic: str) -> str:
     """The stage that reads a topic."""
     kind = topic.removeprefix(f"{topics.installation}.").partition(".")[0]
-    return {"in": "process", "writes": "write", "fetch": "fetch"}[kind]
+    return {"in": "process", "refill": "process", "writes": "write", "fetch": "fetch"}[kind]
 
 
 def salesforce_loss(position: Position) -> float | None:

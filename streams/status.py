@@ -19,9 +19,12 @@ from models.dead_letter import DeadLetter
 from models.errors import HeadraceError
 from models.flow import Flow, Salesforce
 from models.settings import Settings
+from streams.held_view import Held, held_of
 from streams.kafka import admin
 from streams.lag import Lag, LagWatch, disk_free, salesforce_loss
+from streams.pauses import Paused, read_pauses
 from streams.publish import read_all
+from streams.refills import Refill, parked_of, refills_of
 from streams.salesforce.leases import read_leases
 from streams.salesforce.positions import position_key, read_positions
 from streams.salesforce.runs import Run, snapshot_runs
@@ -161,6 +164,8 @@ class Status:
     ways: list[WayIn]
     calls: list[Calls]
     paused: list[str]
+    held: list[Held]
+    refills: list[Refill]
     kafka_loss: float | None
     disk_free: int | None
     unknown: list[str]
@@ -181,6 +186,10 @@ async def collect(settings: Settings, flow: Flow) -> Status:
     used: Mapping[str, Mapping[str, int]] = {}
     stored: dict[str, tuple[int, int | None, int | None, float | None]] = {}
     verified: list[Claim] = []
+    held: list[Held] = []
+    refills: list[Refill] = []
+    pauses: Paused = {}
+    parked: Mapping[str, int] = {}
     try:
         async with asyncio.timeout(KAFKA_SECONDS):
             there = await _there(settings)
@@ -195,6 +204,10 @@ async def collect(settings: Settings, flow: Flow) -> Status:
                     stored[key] = (p.epoch, p.position, p.second, salesforce_loss(p))
             if topics.runs in there:
                 verified = _claims(flow, await read_verified(settings))
+                runs = await read_all(settings, topics.runs)
+                refills, parked = _refills(refills_of(runs).values()), parked_of(runs)
+            if topics.pauses in there:
+                pauses = await read_pauses(settings)
             watch = LagWatch(settings, flow)
             try:
                 lags = await watch.read()
@@ -207,6 +220,7 @@ async def collect(settings: Settings, flow: Flow) -> Status:
     except (KafkaError, HeadraceError, OSError, TimeoutError) as error:
         said = str(error) if isinstance(error, HeadraceError) else type(error).__name__
         unknown.append(f"Kafka at {settings.kafka} did not answer ({said}): lag, positions, dead letters and processes are not known")
+    held = held_of(topics, flow, pauses, parked, {lag.topic: lag.records for lag in lags})
     answers = await scrape({p.name: p.metrics for p in processes if p.alive})
     processes = [p.model_copy(update={"answers": p.name in answers}) for p in processes]
     unknown += [f"{p.name} is alive but {p.metrics} did not answer" for p in processes if p.alive and not p.answers]
@@ -225,6 +239,8 @@ async def collect(settings: Settings, flow: Flow) -> Status:
         ways=ways_in(flow, list(answers.values())),
         calls=calls_of(flow, used, list(answers.values())),
         paused=sorted(dict(labels).get("target", "") for labels, v in samples.get("headrace_target_paused", {}).items() if v),
+        held=held,
+        refills=refills,
         kafka_loss=min((lag.loss for lag in lags if lag.loss is not None), default=None),
         disk_free=min(disk, default=disk_free(settings.state)),
         unknown=unknown,
@@ -292,6 +308,11 @@ def _snapshots(runs: Iterable[Run]) -> list[Snapshot]:
                 Snapshot(run.run, run.source, run.state, run.way, run.rows, run.total, run.rate, left, worked, run.why or run.note, run.at)
             )
     return found
+
+
+def _refills(found: Iterable[Refill]) -> list[Refill]:
+    """Under way, or ended not long ago; the last that began comes first."""
+    return sorted((one for one in found if not one.done or time.time() - one.at / 1000 < ENDED_SECONDS), key=lambda one: -one.started)
 
 
 def _hops(topics: Topics, flow: Flow, samples: Samples, lags: Mapping[str, Lag]) -> list[Hop]:

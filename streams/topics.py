@@ -61,6 +61,8 @@ class Topics:
         self.runs = f"{installation}.runs"
         self.incidents = f"{installation}.incidents"
         self.processes = f"{installation}.processes"
+        self.pauses = f"{installation}.pauses"
+        self.refill = f"{installation}.refill"
 
     def inbound(self, source: str, *, bulk: bool = False) -> str:
         """In-topic of "<connection>/<sObject>" or of a webhook source."""
@@ -112,8 +114,10 @@ class Topics:
             Topic(self.positions, "connection + channel", "compact", None, "subscribe", "subscribe, fetch, snapshot, status"),
             Topic(self.cursors, "connection/sObject", "compact", None, "subscribe", "subscribe"),
             Topic(self.limits, "connection + process", "compact", None, "who calls Salesforce", "who calls Salesforce, status"),
-            Topic(self.runs, "run id, route and source", "compact", None, "snapshot, replay, verify", "snapshot, replay, verify, status"),
+            Topic(self.runs, "run id, route", "compact", None, "snapshot, replay, verify, process", "snapshot, replay, verify, status"),
             Topic(self.incidents, "incident id", "compact", None, "subscribe, verify", "subscribe, incidents"),
+            Topic(self.pauses, "what/name", "compact", None, "pause, resume", "every process, status"),
+            Topic(self.refill, "route/partition", "compact", None, "refill, resume, process", "process"),
             Topic(self.processes, "process id", "compact", None, "every process", "status"),
             Topic(self.dead_letters, "dead letter id", "delete", None, "every stage", "dead-letters"),
         ]

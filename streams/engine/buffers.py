@@ -2,13 +2,14 @@
 
 Invariants: at most `depth` chunks of a stage and partition number are out; live before bulk: while live records of that stage and partition
 number wait, only each fifth chunk is a bulk one (none would starve the bulk lane under steady load), and bulk never takes the last place
-of the depth; records of a partition go out in order; what waits of one partition is at most a chunk and one fetch.
+of the depth; records of a partition go out in order; what waits of one partition is at most a chunk and one fetch; nothing of a topic that
+is held goes out, and the others go on.
 """
 
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-from streams.engine.stage import Chunk, Record, Stage
+from streams.engine.stage import Chunk, Hold, Record, Stage
 
 LIVE_CHUNKS = 4
 """Live chunks that may pass a waiting bulk chunk."""
@@ -60,7 +61,7 @@ class _Queue:
         stage = self.stage
         if self.out >= stage.depth:
             return None
-        live, bulk = _first(self.live), _first(self.bulk)
+        live, bulk = _first(self.live, stage.hold), _first(self.bulk, stage.hold)
         bulk = bulk if self.out < max(1, stage.depth - 1) else None
         if bulk is not None and (live is None or self._passed >= LIVE_CHUNKS):
             self._passed = 0
@@ -71,8 +72,8 @@ class _Queue:
         return Chunk(live, self.number, _turn(self.live, live).cut(stage.live_records, stage.max_bytes))
 
 
-def _first(lane: Lane) -> str | None:
-    return next((topic for topic, waiting in lane.items() if waiting.records), None)
+def _first(lane: Lane, hold: Hold | None = None) -> str | None:
+    return next((topic for topic, waiting in lane.items() if waiting.records and not (hold and hold(topic))), None)
 
 
 def _turn(lane: Lane, topic: str) -> _Waiting:
@@ -135,6 +136,14 @@ class Buffers:
         """Whether anything waits or is out."""
         queue = self._queues.get((stage, partition))
         return queue is not None and (queue.out > 0 or _first(queue.live) is not None or _first(queue.bulk) is not None)
+
+    def due(self, stage: str, partition: int) -> bool:
+        """Whether anything is out, or waits that is not held: then something must happen."""
+        queue = self._queues.get((stage, partition))
+        if queue is None:
+            return False
+        hold = queue.stage.hold
+        return queue.out > 0 or _first(queue.live, hold) is not None or _first(queue.bulk, hold) is not None
 
     def _queue(self, topic: str, partition: int) -> _Queue:
         stage = self._stage_of[topic]

@@ -174,6 +174,9 @@ class Engine:
                 },
             )
             offsets = await self._offsets(assigned, self._holdings | fresh)
+            for hold in {id(stage.hold): stage.hold for stage in self.stages}.values():
+                if hold is not None:
+                    await hold.ready()
         except BaseException:
             self._holdings |= fresh  # half made: without works; the next takeover or stop releases them
             self.generation = -1

@@ -69,6 +69,10 @@ class Store(Protocol):
         """Values in the order of the keys."""
         ...
 
+    def page(self, prefix: bytes, after: bytes, most: int) -> list[tuple[bytes, bytes]]:
+        """The next keys behind `after` that begin with `prefix`, in order, with their values; fewer than `most` only at the end."""
+        ...
+
 
 class Partition(Protocol):
     """What a handler knows of the partition number it works for."""
@@ -96,6 +100,18 @@ class Partition(Protocol):
         ...
 
 
+class Hold(Protocol):
+    """Topics of which nothing is handed out now, because people paused what they belong to."""
+
+    async def ready(self) -> None:
+        """Know what is paused now; at each takeover, before anything is handed out. Raises TemporaryError."""
+        ...
+
+    def __call__(self, topic: str) -> bool:
+        """Whether the topic is held, as known a moment ago."""
+        ...
+
+
 Handler = Callable[[Chunk, Partition], Awaitable[Result]]
 
 
@@ -107,6 +123,7 @@ class Stage:
     tables       names of the tables whose partitions the handler reads and changes
     live_records, bulk_records, max_bytes   the most one chunk holds
     depth        chunks of a partition handed out and not yet committed
+    hold         topics that wait; nothing of theirs is handed out, and nobody counts that as standing still
     """
 
     name: str
@@ -119,3 +136,4 @@ class Stage:
     max_bytes: int = 4_000_000
     depth: int = 2
     word: str = ""
+    hold: Hold | None = None

@@ -49,7 +49,7 @@ class Backend(Protocol):
     def get_many(self, keys: list[bytes]) -> list[bytes | None]: ...
     def write(self, changes: Iterable[tuple[bytes, bytes | None]], offset: int, at: float) -> None: ...
     def position(self) -> tuple[int, float] | None: ...
-    def items(self) -> Iterator[tuple[bytes, bytes]]: ...
+    def items(self, begin: bytes = b"") -> Iterator[tuple[bytes, bytes]]: ...
     def wipe(self) -> None: ...
     def close(self) -> None: ...
 
@@ -75,8 +75,8 @@ class Memory:
     def position(self) -> tuple[int, float] | None:
         return self._position
 
-    def items(self) -> Iterator[tuple[bytes, bytes]]:
-        return iter(sorted(self._data.items()))
+    def items(self, begin: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        return iter(sorted(item for item in self._data.items() if item[0] >= begin))
 
     def wipe(self) -> None:
         self._data, self._position = {}, None
@@ -169,10 +169,10 @@ class Disk:
             raise self._damaged(f"its persisted offset is {offset}, of second {at}")
         return offset, at
 
-    def items(self) -> Iterator[tuple[bytes, bytes]]:
+    def items(self, begin: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         try:
             each = self._db.iter()
-            each.seek_to_first()
+            each.seek(begin)
             while each.valid():
                 if (key := each.key()) != META:
                     yield key, each.value()
@@ -230,6 +230,19 @@ class TableStore:
             pending = self._pending
             return [pending[key][1] if key in pending else value for key, value in zip(keys, values, strict=True)]
         return values
+
+    def page(self, prefix: bytes, after: bytes, most: int) -> list[tuple[bytes, bytes]]:
+        """See stage.py: Store. Uncommitted changes included."""
+        begin = max(prefix, after + b"\0")
+        fresh = {key: value for key, (_, value) in self._pending.items() if key >= begin and key.startswith(prefix)}
+        found: dict[bytes, bytes] = {}
+        for key, value in self._backend.items(begin):
+            if not key.startswith(prefix) or len(found) == most:
+                break
+            if key not in fresh:
+                found[key] = value
+        found |= {key: value for key, value in fresh.items() if value is not None}
+        return sorted(found.items())[:most]
 
     def stage(self, changes: Changes) -> int:
         """Make a chunk's changes readable before its transaction begins; the token goes to `apply`."""

@@ -52,7 +52,7 @@ async def watch(engine: "Engine") -> None:
 def _working(engine: "Engine", still: Still, now: float) -> None:
     for work in engine.works():
         # A work that was idle has an old progress until its first chunk arrives: what counts is how long it was seen busy with it.
-        mark = (work.progress, work.wait_until) if engine.buffers.busy(work.stage.name, work.number) else None
+        mark = (work.progress, work.wait_until) if engine.buffers.due(work.stage.name, work.number) else None
         seconds = still.seconds(work.key, mark, now)
         if seconds > STILL_SECONDS and now - work.wait_until > STILL_SECONDS:
             end("partition stands still", guilty=work.key, stage=work.stage.name, partition=work.number, seconds=round(seconds))

@@ -252,9 +252,16 @@ class _Readable:
         try:
             return self._store.get_many(keys)
         except Exception as error:
-            raise FatalError(
-                f"table {self._table} cannot be read ({type(error).__name__}): look at the disk of the state folder"
-            ) from error
+            raise self._unreadable(error) from error
+
+    def page(self, prefix: bytes, after: bytes, most: int) -> list[tuple[bytes, bytes]]:
+        try:
+            return self._store.page(prefix, after, most)
+        except Exception as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> FatalError:
+        return FatalError(f"table {self._table} cannot be read ({type(error).__name__}): look at the disk of the state folder")
 
 
 def _last(changes: Changes) -> Changes:

@@ -27,13 +27,14 @@ from models.scrub import scrub
 from models.settings import Settings
 from streams import metrics
 from streams.salesforce.auth import Login
-from streams.salesforce.limits import DAILY_CALLS, Limit, LimitReachedError, Step, refused_for_a_limit
+from streams.salesforce.limits import CEILINGS, DAILY_CALLS, Limit, LimitReachedError, Step, refused_for_a_limit
 from streams.salesforce.oauth import Token, second_of
 
 Row = dict[str, Any]
 T = TypeVar("T")
 TIMEOUT = (10.0, 130.0)
 """Seconds to connect, seconds without a byte. Salesforce ends a query after 120 s."""
+HELD_SECONDS = 2.0
 IDS_PER_CALL = 200
 PAGE = 2000
 FIRST_LOOK, LOOK_SECONDS = 30.0, 600.0
@@ -112,6 +113,8 @@ class Rest:
         self.connection, self._version, self._login, self._settings = connection, config.version, login, settings
         self.calls: Counter[str] = Counter()
         """Made so far, by purpose."""
+        self.held: Callable[[], str] = str
+        """Why people want nothing read from the org now, "" when it may be. What a person waits for is done all the same."""
         self._made: tuple[Token, Client] | None = None
         self._making = threading.Lock()
 
@@ -260,7 +263,9 @@ class Rest:
             raise TemporaryError(f"Salesforce does not accept a token of {self.connection} that it has just given") from None
 
     async def _admitted(self, token: Token, purpose: str, call: Callable[[Token], tuple[T, str | None]]) -> T:
-        """One call, if the limits guard lets it through."""
+        """One call, if nobody paused the connection and the limits guard lets it through."""
+        if purpose in CEILINGS and (why := self.held()):
+            raise LimitReachedError(why, retry_after=HELD_SECONDS)
         async with self._login.slots:
             if self._settings is not None:
                 await self._login.leases(self._settings).room()

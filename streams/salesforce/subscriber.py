@@ -9,7 +9,8 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import structlog
@@ -22,6 +23,7 @@ from models.scrub import scrub
 from models.settings import Settings
 from streams import metrics
 from streams.engine.stage import Output
+from streams.pauses import Pauses
 from streams.publish import TransactionalPublisher
 from streams.salesforce import cometd
 from streams.salesforce.allocation import Allocation
@@ -29,12 +31,13 @@ from streams.salesforce.auth import Login
 from streams.salesforce.beside import Beside
 from streams.salesforce.canary import Canary
 from streams.salesforce.cometd import AllocationUsedError, PositionRefusedError, Session, SessionLostError
+from streams.salesforce.context import Context
 from streams.salesforce.incidents import Cause, Incident
 from streams.salesforce.leader import Leadership
 from streams.salesforce.messages import BUFFER_SECONDS, Intake, Plan, parts
 from streams.salesforce.oauth import Token
 from streams.salesforce.polled import Polled, Readiness
-from streams.salesforce.positions import Position, Start, output, position_key, read_positions
+from streams.salesforce.positions import Position, output, position_key, read_positions
 from streams.salesforce.repair import Living
 from streams.salesforce.rest import Rest
 from streams.salesforce.retry import Backoff, retried
@@ -52,27 +55,7 @@ GRACE_SECONDS = 60
 SOUND_SECONDS = 20.0
 """A session that lived so long says nothing about the next: the backoff starts anew."""
 UNROUTED = "(no route)"
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What all channels of one connection share."""
-
-    settings: Settings
-    flow: Flow
-    connection: str
-    config: Salesforce
-    fields: Mapping[str, Sequence[str]]
-    login: Login
-    rest: Rest
-    start_from: Start | None
-    snapshot: bool
-    backoff: Backoff
-    health: Readiness | None
-    living: Living | None = None
-    rights_seconds: float = LOOK_SECONDS
-    paused: set[str] = field(default_factory=set)
-    """Channels that Salesforce refuses now: a revoked login, a lost right."""
+HELD_SECONDS = 1.0
 
 
 async def run_subscriber(
@@ -115,7 +98,12 @@ async def run_subscriber(
             "or `--from retained` (everything Salesforce still keeps, at most 72 h)"
         )
     wait = Backoff(pause=pause_seconds)
-    context = Context(settings, flow, connection, config, fields, login, rest, start_from, snapshot, wait, health, living, rights_seconds)
+    pauses = Pauses(settings)
+    await retried(pauses.follow, "pauses")
+    rest.held = partial(pauses.why, "connection", connection)
+    context = Context(
+        settings, flow, connection, config, fields, login, rest, start_from, snapshot, wait, health, living, rights_seconds, rest.held
+    )
     tasks = {asyncio.create_task(_Channel(context, channel).run(), name=channel) for channel in channels}
     if config.poll:
         polled = Polled(settings, flow, connection, config, fields, rest, health, context.paused, living, snapshot, pause_seconds)
@@ -133,6 +121,7 @@ async def run_subscriber(
             each.cancel()
         await asyncio.wait([waiting, *tasks])
         await rest.close()
+        await pauses.stop()
 
 
 class _Channel:
@@ -175,6 +164,7 @@ class _Channel:
             self._intake = Intake(self._c.connection, self._channel, self._topics, self._sobjects, position)
             await self._allocation.recall(position)
             while True:  # then subscribes
+                await self._while_held()
                 await self._session_until_lost(self._intake)
         finally:
             metrics.LEADING.labels(*self._labels).set(0)
@@ -184,6 +174,14 @@ class _Channel:
                 await self._beside.stop()
                 self._beside = None
             await self._publisher.stop()
+
+    async def _while_held(self) -> None:
+        """Wait as long as people pause the connection: the position stays where it is, and no alert takes that for a fault."""
+        while why := self._c.held():
+            self._say(True, why)
+            for gauge in (metrics.SUBSCRIBED, metrics.LAST_ANSWER):
+                gauge.remove(*self._labels)
+            await asyncio.sleep(HELD_SECONDS)
 
     async def _first_start(self) -> Position:
         """Store when this began, and the snapshots it asks for, before anything is subscribed."""
@@ -285,7 +283,9 @@ class _Channel:
         waiting = asyncio.create_task(session.batch())
         try:
             while not waiting.done():
-                await asyncio.wait([waiting], timeout=5.0)
+                await asyncio.wait([waiting], timeout=HELD_SECONDS)
+                if why := self._c.held():
+                    raise SessionLostError("held", why)
                 metrics.LAST_ANSWER.labels(*self._labels).set(time.time() - (time.monotonic() - session.answered))
                 self._allocation.check()
                 if self._beside is not None:

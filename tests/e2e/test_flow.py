@@ -1,8 +1,10 @@
 """From Salesforce's wire to the targets' wire, by the processes a user runs: what a user would see, command by command."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,6 +104,74 @@ def test_a_snapshot_brings_back_what_the_warehouse_lost(flow: Rig) -> None:
     flow.await_("the rows again", lambda: verdict_of(flow).equal, 60)
 
 
+def test_a_paused_target_waits_with_its_writes_the_other_goes_on_and_everything_comes_when_it_is_resumed(flow: Rig) -> None:
+    with flow.database() as database:
+        assert settle(flow, database).equal
+        assert flow.command("pause", "warehouse", "--because", "moving")[0] == 0
+        time.sleep(2.5)  # what the command promises
+        lead = _lead(flow, "paused@example.org")
+        flow.await_("the user", lambda: "paused@example.org" in _users(flow))
+        flow.kill("worker")
+        flow.wait_ready("worker")
+        [held] = _status(flow)["held"]
+        assert (held["what"], held["name"], held["because"], held["waiting"] > 0) == ("target", "warehouse", "moving", True)
+        assert not database.execute("SELECT 1 FROM crm.person WHERE _key = %s", [f"acme/{lead}"]).fetchall()
+        assert flow.command("resume", "warehouse")[0] == 0
+        flow.await_("the row", lambda: bool(database.execute("SELECT 1 FROM crm.person WHERE _key = %s", [f"acme/{lead}"]).fetchall()))
+        assert settle(flow, database).equal
+    assert _status(flow)["held"] == []
+
+
+def test_a_paused_route_tells_what_changed_once_it_is_resumed_and_others_of_its_target_go_on(flow: Rig) -> None:
+    with flow.database() as database:
+        assert settle(flow, database).equal
+        code, printed = flow.command("pause", "leads", "--json")
+        assert (code, json.loads(printed)["what"]) == (0, "route"), printed
+        time.sleep(2.5)
+        flow.ask("POST", "/sandbox/change", {"rate": 40, "seconds": 4, "seed": 9, "rename_parents": False})
+        flow.await_("the changes", lambda: flow.ask("GET", "/sandbox/change")["runs"][-1]["finished"])
+        flow.await_("nothing waits", lambda: not any(hop["lag"] for hop in _status(flow)["hops"]))
+        [held] = _status(flow)["held"]
+        assert held["waiting"] > 0
+        wrong = [text for text in compare_now(flow, database).differences if not text.startswith("person 00Q")]
+        assert wrong == [], "only leads wait"
+        flow.kill("worker")
+        assert flow.command("resume", "leads")[0] == 0
+        assert settle(flow, database).equal
+        flow.await_("all is told", lambda: _status(flow)["held"] == [])
+
+
+def test_a_paused_connection_is_not_read_keeps_its_position_and_goes_on_where_it_was(flow: Rig) -> None:
+    with flow.database() as database:
+        assert settle(flow, database).equal
+        assert flow.command("pause", "acme")[0] == 0
+        flow.await_("the session to end", lambda: not flow.ask("GET", "/sandbox/state")["sessions"])
+        before = _status(flow)["channels"][0]
+        lead = _lead(flow, "later@example.org")
+        assert send_hook(flow, {"data": {"id": "h-3", "email": "three@example.org", "name": "Three Example"}})
+        flow.await_("the webhook", lambda: bool(database.execute("SELECT 1 FROM crm.signup WHERE email LIKE 'three%'").fetchall()))
+        channel = _status(flow)["channels"][0]
+        assert (channel["position"], channel["up"], channel["loss"] > 0) == (before["position"], None, True)
+        assert flow.ready("subscribe"), "a pause is no fault"
+        assert flow.command("resume", "acme")[0] == 0
+        flow.await_("the row", lambda: bool(database.execute("SELECT 1 FROM crm.person WHERE _key = %s", [f"acme/{lead}"]).fetchall()))
+        assert settle(flow, database).equal
+
+
+def test_a_refill_brings_back_what_the_targets_lost_without_a_call_to_salesforce(flow: Rig) -> None:
+    with flow.database() as database:
+        assert settle(flow, database).equal
+        database.execute("DELETE FROM crm.person WHERE _key LIKE 'acme/003%'")
+        flow.ask("DELETE", "/sandbox/users", target="iterable")
+        calls = flow.ask("GET", "/sandbox/state")["counts"]["rest requests"]
+        for route in ("contacts", "people"):
+            code, printed = flow.command("refill", route, "--json")
+            done = json.loads(printed.splitlines()[0])
+            assert (code, done["done"], done["asked"], done["records"] > 0) == (0, True, 0, True), printed
+        flow.await_("the rows and users again", lambda: verdict_of(flow).equal, 60)
+        assert flow.ask("GET", "/sandbox/state")["counts"]["rest requests"] == calls
+
+
 def test_a_snapshot_is_steered_from_another_process_and_the_same_command_goes_on(flow: Rig) -> None:
     flow.ask("POST", "/sandbox/faults", {"name": "bulk-stuck", "times": 0})
     flow.run("snapshot", "acme/Lead", "--via", "bulk")
@@ -141,6 +211,22 @@ def test_a_poison_event_lands_in_the_dead_letters_with_its_bytes_and_delays_nobo
     flow.await_("the dead letter", listed)
     with flow.database() as database:
         assert settle(flow, database).equal
+
+
+def _lead(flow: Rig, email: str) -> str:
+    values = {"FirstName": "Pat", "LastName": "Held", "Company": "Example", "Email": email}
+    made = flow.ask("POST", "/sandbox/transaction", {"changes": [{"op": "create", "type": "Lead", "values": values}]})
+    return str(made["ids"][0])
+
+
+def _status(flow: Rig) -> Any:
+    code, printed = flow.command("status", "--json")
+    assert code == 0, printed
+    return json.loads(printed)
+
+
+def _users(flow: Rig) -> list[str]:
+    return [user["email"] for user in flow.ask("GET", "/sandbox/users", target="iterable")["users"]]
 
 
 def _there(database: object) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from streams.engine.stage import Chunk, Result, Stage
+from streams.engine.stage import Changes, Chunk, Result, Stage
 
 
 @dataclass(slots=True)
@@ -28,6 +28,10 @@ class MemoryStore:
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Values in the order of the keys."""
         return [self.values.get(key) for key in keys]
+
+    def page(self, prefix: bytes, after: bytes, most: int) -> list[tuple[bytes, bytes]]:
+        """The next keys behind `after`."""
+        return sorted(item for item in self.values.items() if item[0].startswith(prefix) and item[0] > after)[:most]
 
 
 @dataclass
@@ -61,15 +65,19 @@ class MemoryPartition:
         """Remember the wait."""
         self.waits.append(reason)
 
+    def keep(self, table: str, changes: Changes) -> None:
+        """Apply what a chunk changed."""
+        values = self.store(table).values
+        for key, value in changes:
+            if value is None:
+                values.pop(key, None)
+            else:
+                values[key] = value
+
     def commit(self, chunk: Chunk, result: Result) -> None:
         """What the engine's transaction does to state and offsets."""
         for table, changes in result.state.items():
-            values = self.store(table).values
-            for key, value in changes:
-                if value is None:
-                    values.pop(key, None)
-                else:
-                    values[key] = value
+            self.keep(table, changes)
         self.offsets[chunk.topic] = chunk.records[-1].offset + 1
 
 

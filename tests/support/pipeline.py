@@ -1,6 +1,6 @@
 """The processing agent without Kafka: records in, writes and requests out; state is kept as the engine would."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +14,7 @@ from models.envelope import Envelope, Kind, Reason
 from models.flow import Flow
 from models.settings import Settings
 from models.write import Write
-from streams.engine.stage import Chunk, Output, Result
+from streams.engine.stage import Chunk, Output, Partition, Result
 from streams.topics import Topics
 from tests.support.memory import MemoryPartition, MemoryRecord
 
@@ -26,7 +26,8 @@ class Pipeline:
     """Feeds the stage's handler; `writes`, `fetches`, `dead` collect what came out."""
 
     def __init__(self, flow: Flow, maps: Maps) -> None:
-        self.stage = process_stage(flow, SETTINGS, maps)
+        self.paused: set[str] = set()
+        self.stage = process_stage(flow, SETTINGS, maps, self._held)
         self.partition = MemoryPartition()
         self.writes: list[tuple[str, Write]] = []
         self.fetches: list[tuple[dict[str, str], dict[str, str]]] = []
@@ -38,12 +39,13 @@ class Pipeline:
         result: Result = await self.stage.handler(Chunk(records[0].topic, 0, records), self.partition)
         if keep:
             for table, changes in result.state.items():
-                for key, value in changes:
-                    assert value is not None
-                    self.partition.store(table).values[key] = value
+                self.partition.keep(table, changes)
         if commit:
             self.partition.offsets[records[0].topic] = records[-1].offset + 1
         return self.take(result.outputs)
+
+    async def _held(self, routes: Collection[str], _partition: Partition) -> frozenset[str]:
+        return frozenset(self.paused.intersection(routes))
 
     def take(self, outputs: Sequence[Output]) -> list[Write]:
         """Sort outputs by where they go."""
@@ -57,7 +59,7 @@ class Pipeline:
                 self.writes.append((output.topic, write))
             elif ".fetch." in output.topic:
                 self.fetches.append((orjson.loads(output.value), {name: raw.decode() for name, raw in output.headers}))
-            else:
+            elif output.topic == TOPICS.dead_letters:
                 self.dead.append(DeadLetter.model_validate_json(output.value))
         return made
 

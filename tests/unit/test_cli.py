@@ -21,7 +21,7 @@ from streams.salesforce.runs import Run
 
 COMMANDS = [
     "login", "worker", "subscribe", "receive", "snapshot", "check", "status", "dead-letters", "incidents", "redrive", "adopt",
-    "accept-loss", "replay", "verify", "demo", "bench", "soak", "test", "sandbox",
+    "accept-loss", "pause", "resume", "refill", "replay", "verify", "demo", "bench", "soak", "test", "sandbox",
 ]  # fmt: skip
 
 
@@ -65,6 +65,9 @@ def test_help_loads_none_of_the_house() -> None:
         ["verify"],
         ["redrive"],
         ["replay", "people"],
+        ["pause"],
+        ["resume"],
+        ["refill"],
         ["subscribe", "--from", "yesterday"],
         ["worker", "unwanted"],
         ["check", "--flow"],

@@ -8,8 +8,8 @@ import pytest
 
 from models.settings import Settings
 from streams.salesforce import leader, subscriber
+from streams.salesforce.context import Context
 from streams.salesforce.retry import Backoff
-from streams.salesforce.subscriber import Context
 from tests.support.salesforce import FIELDS, flow_for
 
 

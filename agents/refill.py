@@ -1,0 +1,142 @@
+"""Emits to one route what the table `records` knows: all of it for a new or emptied target, or what a pause parked. Asks nobody outside.
+
+Each partition is walked by whoever owns it, in the stage that owns the table: a record of the topic `refill` is one step, and its
+transaction holds what the step emits, the state, how far it came, and the record that is the next step. So a step counts once, live
+events come between two steps, and a process that ends in the middle leaves the next step in Kafka.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+import msgspec
+import structlog
+
+from agents.guard import per_record
+from agents.holds import Holds
+from agents.maps import Maps
+from agents.parked import parked_of, prefix, told
+from agents.process import STAGE, emit_again
+from agents.states import States
+from agents.tables import RECORDS, records_key
+from models.errors import PermanentError
+from models.settings import Settings
+from streams.engine.stage import Changes, Chunk, Output, Partition, Record, Result, Stage
+from streams.refills import Step
+from streams.topics import Topics
+
+log = structlog.get_logger()
+
+STEP_RECORDS = 200
+"""Of one step: few enough that what is live waits for milliseconds."""
+ASIDE = "\x01refill|"
+"""In the table, the step of a route that is paused: it is taken when the route goes on."""
+
+
+def with_refill(stage: Stage, settings: Settings, maps: Maps, holds: Holds) -> Stage:
+    """The processing stage, which takes the steps of refills too."""
+    topics = Topics(settings.installation)
+    refill, handle = Refill(topics, maps, holds), stage.handler
+
+    async def handler(chunk: Chunk, partition: Partition) -> Result:
+        return await (refill if chunk.topic == topics.refill else handle)(chunk, partition)
+
+    return replace(stage, bulk=[*stage.bulk, topics.refill], handler=handler)
+
+
+class Refill:
+    """Handler of the topic `refill`."""
+
+    def __init__(self, topics: Topics, maps: Maps, holds: Holds) -> None:
+        self._topics, self._maps, self._holds, self._states = topics, maps, holds, States(0)
+
+    async def __call__(self, chunk: Chunk, partition: Partition) -> Result:
+        """One step. What stands behind it in the chunk comes again: a step must see the state that the one before left."""
+        dead: list[Output] = []
+        steps = [step for record in chunk.records if (step := self._read(record, dead)) is not None]
+        later = [step.output(self._topics, partition.number) for step in steps[1:]]
+        if not steps:
+            return Result(dead)
+        result = await self._take(steps[0], partition)
+        return Result([*dead, *result.outputs, *later], result.state)
+
+    def _read(self, record: Record, dead: list[Output]) -> Step | None:
+        return per_record(STAGE, record, _step, record.value, topics=self._topics, redrive_to=record.topic, dead=dead)
+
+    async def _take(self, step: Step, partition: Partition) -> Result:
+        store, aside = partition.store(RECORDS), f"{ASIDE}{step.route}".encode()
+        known = step.route in self._maps.routes
+        if not known or step.route in await self._holds.routes([step.route], partition):
+            if not known:
+                log.warning("a refill waits: this worker's flow has no such route", route=step.route, do="headrace resume, once it has")
+            return Result((), {RECORDS: [(aside, msgspec.json.encode(step))]} if step.run else {})
+        if parked := [key for key, _ in store.page(prefix(step.route), b"", STEP_RECORDS)]:
+            return self._tell_parked(step, parked, partition)
+        changes: Changes = []
+        (left,) = store.get_many([aside])
+        if left is not None:
+            changes = [(aside, None)]
+            step = step if step.run else _step(left)
+        if not step.run:
+            return Result((), {RECORDS: changes} if changes else {})
+        walked = await self._walk(step, partition)
+        return Result(walked.outputs, {RECORDS: [*changes, *walked.state.get(RECORDS, ())]})
+
+    def _tell_parked(self, step: Step, keys: Sequence[bytes], partition: Partition) -> Result:
+        """What a pause kept back, then the same step again: there may be more."""
+        ids: defaultdict[str, list[str]] = defaultdict(list)
+        for key in keys:
+            source, id = parked_of(step.route, key)
+            ids[source].append(id)
+        changes, outputs = told(partition, self._topics, step.route, keys)
+        for source, some in ids.items():
+            raw = partition.store(RECORDS).get_many([records_key(source, id) for id in some])
+            pairs = [(id, value) for id, value in zip(some, raw, strict=True) if value is not None]
+            result, _ = self._emit(source, pairs, step, partition)
+            outputs += result.outputs
+            changes += result.state.get(RECORDS, ())
+        return Result([*outputs, step.output(self._topics, partition.number)], {RECORDS: changes})
+
+    async def _walk(self, step: Step, partition: Partition) -> Result:
+        """The next records of the source that is being walked, or the first of the next one."""
+        sources = list(self._maps.route(step.route).ways)
+        if step.total < 0:
+            step = msgspec.structs.replace(step, total=sum([await _count(partition, source) for source in sources]))
+        at = sources.index(step.source) if step.source in sources else 0
+        source, after = sources[at], step.after if step.source in sources else ""
+        head = records_key(source, "")
+        page = partition.store(RECORDS).page(head, head + after.encode() if after else b"", STEP_RECORDS)
+        pairs = [(key[len(head) :].decode(), value) for key, value in page]
+        result, lacking = self._emit(source, pairs, step, partition)
+        end = len(page) < STEP_RECORDS
+        done = end and at + 1 == len(sources)
+        following = msgspec.structs.replace(
+            step,
+            source=sources[at + 1] if end and not done else source,
+            after=pairs[-1][0] if pairs and not end else "",
+            seen=step.seen + len(page),
+            asked=step.asked + lacking,
+        )
+        more = [] if done else [following.output(self._topics, partition.number)]
+        progress = following.progress(self._topics, partition.number, done=done)
+        return Result([*result.outputs, progress, *more], result.state)
+
+    def _emit(self, source: str, pairs: Sequence[tuple[str, bytes]], step: Step, partition: Partition) -> tuple[Result, int]:
+        run = step.run or f"resume-{step.route}"
+        return emit_again(source, pairs, step.route, run, partition=partition, topics=self._topics, maps=self._maps, states=self._states)
+
+
+async def _count(partition: Partition, source: str) -> int:
+    head, after, count = records_key(source, ""), b"", 0
+    while page := partition.store(RECORDS).page(head, after, 20 * STEP_RECORDS):
+        count, after = count + len(page), page[-1][0]
+        await asyncio.sleep(0)
+    return count
+
+
+def _step(value: bytes | None) -> Step:
+    try:
+        return msgspec.json.decode(value or b"", type=Step)
+    except msgspec.DecodeError as error:
+        raise PermanentError(f"this is no step of a refill ({error}): it was put there by somebody else") from None

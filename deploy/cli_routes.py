@@ -1,0 +1,73 @@
+"""The commands of a route's daily life, `pause`, `resume`, `refill`, `replay`: parsed as those in cli.py, which adds them."""
+
+from typing import Annotated
+
+import typer
+
+from deploy.cli_options import FlowOption, JsonOption
+
+
+def pause(
+    name: Annotated[str, typer.Argument(help="What is to wait; `route/NAME` where several have it.", metavar="ROUTE|TARGET|CONNECTION")],
+    because: Annotated[str, typer.Option("--because", metavar="WORDS", help="Why, for `headrace status`.", show_default=False)] = "",
+    flow: FlowOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Hold a route, a target or a connection; everything else goes on, nothing is lost, and what waits is shown by `headrace status`.
+
+    All processes obey within a second or two, also those that start later, until `headrace resume`.
+
+    Example: headrace pause warehouse --because "moving to the new server"
+    """
+    from deploy import holds
+
+    raise typer.Exit(holds.pause(flow, name, because, json))
+
+
+def resume(
+    name: Annotated[str, typer.Argument(help="What was paused.", metavar="ROUTE|TARGET|CONNECTION")],
+    flow: FlowOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Let what was paused go on where it was. A route tells of every record that changed meanwhile, once, as it is now.
+
+    Example: headrace resume warehouse
+    """
+    from deploy import holds
+
+    raise typer.Exit(holds.resume(flow, name, json))
+
+
+def refill(
+    route: Annotated[str, typer.Argument(help="The route whose target is to be filled.", metavar="ROUTE")],
+    flow: FlowOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Fill a new or emptied target with all records as they are known here: without a call to Salesforce, beside the live events.
+
+    The workers do it; Ctrl-C only stops looking on. `headrace pause ROUTE` holds it. Records that lack a field of the route are read.
+
+    Example: headrace refill people
+    """
+    from deploy import holds
+
+    raise typer.Exit(holds.refill(flow, route, json))
+
+
+def replay(
+    route: Annotated[str, typer.Argument(help="The route whose events come again.", metavar="ROUTE")],
+    begin: Annotated[
+        str, typer.Option("--from", metavar="WHEN", help="From here on: 2026-11-25T08:00Z, -2h, or partition:offset such as 3:1200.")
+    ],
+    end: Annotated[str, typer.Option("--to", metavar="WHEN", help="Up to here.")] = "now",
+    run: Annotated[str | None, typer.Option("--run", metavar="ID", help="Go on with this run, which was stopped.")] = None,
+    flow: FlowOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Send a stretch of past events through one route again, beside the live ones: after a map was changed, or a target lost data.
+
+    Example: headrace replay people --from 2026-11-25T08:00Z --to 2026-11-25T09:00Z
+    """
+    from deploy import runs
+
+    raise typer.Exit(runs.replay(flow, route, begin, end, run, json))
