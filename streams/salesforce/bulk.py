@@ -18,6 +18,7 @@ import urllib3
 
 from models.errors import HeadraceError, PermanentError, TemporaryError
 from models.scrub import scrub
+from streams.salesforce.changed import second_of_stamp
 from streams.salesforce.limits import DAILY_SECONDS
 from streams.salesforce.rest import Rest, check_id, classify, json_of
 
@@ -29,6 +30,10 @@ LOST = frozenset({"NOT_FOUND", "INVALID_QUERY_LOCATOR", "INVALID_VERSION"})
 OVER = frozenset({"JobComplete", "Failed", "Aborted"})
 NUMBER = re.compile(r"[0-9]{1,12}")
 CSV = {"Accept": "text/csv"}
+SIGN = {"columnDelimiter": "CARET", "lineEnding": "LF"}
+"""By this a job of ours is known among those of its user: a job does not tell its query, and nobody else asks for carets."""
+MAKING_SECONDS, CLOCK_SECONDS = 150, 30
+"""So long after it was begun a job may have been made: a call's time-out. So much clocks may differ."""
 
 
 class JobLostError(PermanentError):
@@ -87,7 +92,8 @@ class Part:
 
 def _lines(reply: requests.Response) -> Iterator[list[str]]:
     try:
-        yield from csv.reader(io.TextIOWrapper(io.BufferedReader(cast(Any, reply.raw), 1 << 17), "utf-8", newline=""))
+        text = io.TextIOWrapper(io.BufferedReader(cast(Any, reply.raw), 1 << 17), "utf-8", newline="")
+        yield from csv.reader(text, delimiter="^")
     except (OSError, UnicodeDecodeError, csv.Error, urllib3.exceptions.HTTPError) as error:
         raise TemporaryError(f"a part of a Bulk result was cut off ({type(error).__name__})") from None
 
@@ -100,8 +106,27 @@ class Bulk:
 
     async def make(self, soql: str, *, deleted: bool = False) -> Job:
         """A new job. Raises PermanentError (such a query cannot be run by Bulk), JobsUsedUpError, and the other classes."""
-        asked = {"operation": "queryAll" if deleted else "query", "query": soql}
+        asked = {"operation": _operation(deleted), "query": soql} | SIGN
         return await self._rest.send("jobs/query", self._purpose, _job, method="POST", json=asked, errors=refused)
+
+    async def made(self, sobject: str, since: int, *, deleted: bool) -> set[str]:
+        """Ids of our jobs of that kind that were made by this user when one was begun at `since` (epoch s). Raises the four classes."""
+        user, found, path = await self._rest.user(), set(), "jobs/query?jobType=V2Query"
+        alike = {"object": sobject, "operation": _operation(deleted)} | SIGN
+        while path:
+            page = await self._rest.send(path, self._purpose, json_of, errors=refused)
+            for job in page.get("records") or ():
+                made = second_of_stamp(job.get("createdDate"))
+                if (
+                    alike.items() <= job.items()
+                    and str(job.get("createdById"))[:15] == user[:15]
+                    and made is not None
+                    and since - CLOCK_SECONDS <= made <= since + MAKING_SECONDS
+                ):
+                    found.add(check_id(str(job.get("id"))))
+            following = "" if page.get("done", True) else str(page.get("nextRecordsUrl") or "")
+            path = following if following.startswith("/services/data/") and following != path else ""
+        return found
 
     async def look(self, id: str) -> Job:
         """How far it is. Raises JobLostError when it is not there, and the other classes."""
@@ -122,6 +147,10 @@ class Bulk:
                         f"jobs/query/{id}", self._purpose, _job, method="PATCH", json={"state": "Aborted"}, errors=refused
                     )
             await self._rest.send(f"jobs/query/{id}", self._purpose, lambda _: None, method="DELETE", errors=refused)
+
+
+def _operation(deleted: bool) -> str:
+    return "queryAll" if deleted else "query"
 
 
 def refused(status: int, content: Any) -> HeadraceError:

@@ -1,7 +1,8 @@
 """A snapshot run read by Bulk jobs: makes the job, waits for it, hands its rows on chunk by chunk, with where the run is after each.
 
-Id and locator of the job are in the run's state, so whoever goes on with the run goes on with the job. A job that cannot be read to its end
-is made anew, and everything is read again: its rows come in no order, so nothing else tells which are missing.
+Id and locator of the job are in the run's state, so whoever goes on with the run goes on with the job. Before one is made its time is
+there: what a crash, or a reply that never came, left in Salesforce under no run's name is found by that, and deleted. A job that cannot be
+read to its end is made anew, and everything is read again: its rows come in no order, so nothing else tells which are missing.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ from streams.salesforce.columns import Encode, encoder, kinds_of
 from streams.salesforce.keeper import Keeper
 from streams.salesforce.positions import Durable
 from streams.salesforce.rest import Rest
-from streams.salesforce.retry import ended, retried
+from streams.salesforce.retry import ended
 from streams.salesforce.runs import Run
 
 log = structlog.get_logger()
@@ -28,7 +29,6 @@ TRIES = 3
 """Jobs lost one after another before REST takes over, or the run fails."""
 LOOK, LOOK_CAP = 0.5, 20.0
 """Seconds between two looks at a job: first, and at most."""
-WHAT = "snapshot"
 
 Pair = tuple[bytes, bytes]
 Commit = Callable[[Run, Sequence[Pair], Durable, bool], Awaitable[None]]
@@ -57,14 +57,14 @@ class JobReader:
     async def run(self) -> bool:
         """To the end: True; False when Bulk cannot and REST has to begin. Raises PermanentError where only Bulk was asked for."""
         k, query = self._keeper, self._query
-        kinds = await retried(lambda: kinds_of(query.sobject, query.fields, self._rest.describe), WHAT)
+        kinds = await k.read(lambda: kinds_of(query.sobject, query.fields, self._rest.describe))
         while k.at.open:
             try:
                 if not k.at.job:
                     await self._make()
                 await self._completed()
                 while k.at.open:
-                    await retried(lambda: self._part(kinds), WHAT)
+                    await k.read(lambda: self._part(kinds))
             except (JobLostError, _UnfitError) as error:
                 lost = isinstance(error, JobLostError) and k.at.tries < TRIES
                 log.warning("bulk job lost", run=k.at.run, job=k.at.job, tries=k.at.tries, reason=error.reason)
@@ -77,14 +77,16 @@ class JobReader:
         return True
 
     async def _make(self) -> None:
-        k = self._keeper
-        query, durable = self._query, await retried(self._durable, WHAT)
+        k, query = self._keeper, self._query
         only = f" WHERE {query.where}" if query.where else ""
         soql = f"SELECT {','.join(query.fields)} FROM {query.sobject}{only}"  # noqa: S608
 
-        async def make() -> str:
+        async def make() -> Run:
+            await self._drop_orphans()
+            durable = await self._durable()
+            await k.keep(replace(k.at, making=(await self._rest.here())[0]))
             try:
-                return (await self._bulk.make(soql, deleted=query.deleted)).id
+                job = (await self._bulk.make(soql, deleted=query.deleted)).id
             except JobsUsedUpError as error:
                 if k.at.via == "bulk":
                     await k.note("held: Salesforce's Bulk jobs of the day are used up")
@@ -92,15 +94,25 @@ class JobReader:
                 raise _UnfitError(error.reason) from None
             except PermanentError as error:
                 raise _UnfitError(error.reason) from None
+            return replace(k.at, job=job, making=0, channel=durable.channel, epoch=durable.epoch, began=durable.position)
 
-        job = await retried(make, WHAT)
-        await k.keep(replace(k.at, job=job, channel=durable.channel, epoch=durable.epoch, began=durable.position))
-        log.info("bulk job", run=k.at.run, source=k.at.source, job=job)
+        await k.keep(await k.read(make))
+        log.info("bulk job", run=k.at.run, source=k.at.source, job=k.at.job)
+
+    async def _drop_orphans(self) -> None:
+        """A job that was made for this run, and whose id nobody could keep. (Of two runs of one sObject that begin within minutes one may
+        lose its job to this, and makes it anew.)
+        """
+        at, query = self._keeper.at, self._query
+        if at.making and (found := await self._bulk.made(query.sobject, at.making, deleted=query.deleted)):
+            for id in found - await self._keeper.jobs():
+                log.info("bulk job that nobody kept", run=at.run, job=id)
+                await drop(self._bulk, id)
 
     async def _completed(self) -> None:
         """Until the job is complete."""
         k, wait = self._keeper, LOOK
-        while (job := await retried(lambda: self._bulk.look(k.at.job), WHAT)).state != "JobComplete":
+        while (job := await k.read(lambda: self._bulk.look(k.at.job))).state != "JobComplete":
             if job.state == "Failed":
                 raise JobLostError(f"Salesforce's job {job.id} failed: {job.why or 'it does not say why'}")
             if job.state == "Aborted":

@@ -9,13 +9,15 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import TypeVar
 
 import structlog
 
 from models.errors import HeadraceError, SettingsError, TemporaryError
+from models.scrub import scrub
 from models.settings import Settings
 from streams.engine.stage import Output
 from streams.follow import Followed
@@ -34,6 +36,7 @@ WHAT = "snapshot"
 OWNER = f"{socket.gethostname()}:{os.getpid()}"
 
 Progress = Callable[[Run], None]
+T = TypeVar("T")
 
 
 class StoppedError(Exception):
@@ -49,6 +52,7 @@ class Keeper:
         self._publisher = TransactionalPublisher(settings, f"{settings.installation}.snapshot.{run.run}")
         self._asked = Followed(settings, self._topics.runs)
         self._lock = asyncio.Lock()
+        self._held = self._waits = ""
         self._sent = time.monotonic()
         self._rates: deque[tuple[float, int]] = deque()
         self._beat: asyncio.Task[None] | None = None
@@ -91,7 +95,7 @@ class Keeper:
             want = parse_wish(await retried(lambda: self._asked.get(wish_key(self.at.run)), WHAT))
             if want == "stop":
                 raise StoppedError
-            held = "paused" if want == "pause" else self._why()
+            self._held = held = "paused" if want == "pause" else self._why()
             if not held:
                 self.at = replace(self.at, state="running", note="")
                 return
@@ -106,6 +110,22 @@ class Keeper:
         if text != self.at.note:
             await self.keep(replace(self.at, note=text))
 
+    async def read(self, call: Callable[[], Awaitable[T]]) -> T:
+        """`retried`; while the limits guard or Salesforce lets it wait, the next beat says why (not at once: rows may be on their way)."""
+
+        def waits(why: str) -> None:
+            self._waits = f"waits: {scrub(why, 300)}"
+
+        async def once() -> T:
+            self._waits = ""
+            return await call()
+
+        return await retried(once, WHAT, waits=waits)
+
+    async def jobs(self) -> set[str]:
+        """Bulk jobs that runs name, this one among them. Raises TemporaryError, FatalError."""
+        return {run.job for run in (await snapshot_runs(self._settings)).values()}
+
     async def _beats(self) -> None:
         while True:
             await asyncio.sleep(BEAT / 2)
@@ -113,7 +133,7 @@ class Keeper:
                 continue
             with suppress(TemporaryError):  # it is no news that Kafka is away
                 async with self._lock:
-                    at = replace(self.at, owner=OWNER, rate=self._rate(self.at))
+                    at = replace(self.at, owner=OWNER, rate=self._rate(self.at), note=self._held or self._waits or self.at.note)
                     await self._publisher.send([at.output(self._topics)])
                     self._told(at)
 

@@ -38,8 +38,10 @@ class Backoff:
         return own if error.retry_after is None else max(error.retry_after, self.base)
 
 
-async def retried(action: Callable[[], Awaitable[T]], what: str, backoff: Backoff | None = None) -> T:
-    """`await action()` until it answers; a refused login is probed each minute. Other errors pass through."""
+async def retried(
+    action: Callable[[], Awaitable[T]], what: str, backoff: Backoff | None = None, waits: Callable[[str], None] | None = None
+) -> T:
+    """`await action()` until it answers; a refused login is probed each minute. Other errors pass through. `waits` hears the reasons."""
     backoff = backoff or Backoff()
     while True:
         try:
@@ -47,6 +49,8 @@ async def retried(action: Callable[[], Awaitable[T]], what: str, backoff: Backof
         except (TemporaryError, PausedError) as error:
             seconds = backoff.after(error)
             log.warning("waiting", what=what, seconds=round(seconds, 1), reason=scrub(error.reason), paused=isinstance(error, PausedError))
+            if waits is not None:
+                waits(error.reason)
             await asyncio.sleep(seconds)
 
 

@@ -36,6 +36,7 @@ class Run:
     changed   records made, deleted or changed meanwhile; -1 where nobody had to ask, or it was not to be had
     last      REST: id of the last record read, "" before the first
     job       Bulk: the job's id, "" before it is made; tries: jobs lost since the last row; channel, epoch, began: where the channel stood
+    making    epoch s, by Salesforce's clock, when a job was begun to be made of which nothing is heard yet; 0: none
     locator   Bulk: of the part being read, "" = the first; taken: rows of it that are in Kafka
     rate      rows a second of late; note: what it waits for; owner: "host:pid" of the process, "" when it left
     started   epoch ms by Salesforce's clock; at: of writing, by ours
@@ -58,6 +59,7 @@ class Run:
     changed: int = -1
     last: str = ""
     job: str = ""
+    making: int = 0
     tries: int = 0
     channel: str = ""
     epoch: int = 0

@@ -190,7 +190,7 @@ class _Work:
                     return None
                 raise
 
-        found, at = await retried(count, WHAT), self._keeper.at.anew()
+        found, at = await self._keeper.read(count), self._keeper.at.anew()
         way: Way = at.via or ("bulk" if (found is None or found.total >= BULK_FROM) and await self._spare() else "rest")
         total, second = (found.total, found.second) if found else (0, int(time.time()))
         await self._keeper.keep(replace(at, state="running", way=way, total=total, fields=_print(self._fields), started=second * 1000))
@@ -199,7 +199,7 @@ class _Work:
     async def _spare(self) -> bool:
         """Whether the org has Bulk jobs to spare today: others make them too."""
         try:
-            jobs = parse_limits(await retried(self._rest.limits, WHAT)).get(JOBS)
+            jobs = parse_limits(await self._keeper.read(self._rest.limits)).get(JOBS)
         except PermanentError:  # then the first job tells
             return True
         return jobs is None or jobs.left > SPARE * jobs.most
@@ -240,7 +240,7 @@ class _Work:
                 raise TemporaryError(f"Salesforce answered with rows of {self._sobject} that have no Id")
             return durable, answer
 
-        return await retried(read, WHAT)
+        return await self._keeper.read(read)
 
     async def _commit(self, at: Run, rows: Sequence[tuple[bytes, bytes]], durable: Durable, done: bool) -> None:
         """Rows (key, JSON) that were read at `durable`, and where the run is after them."""

@@ -30,7 +30,7 @@ async def test_fifty_tenants_are_polled_by_one_process_and_one_that_is_refused_h
             {
                 "connections": dict.fromkeys(names, connection) | {"t0": refused},
                 "targets": one.targets,
-                "routes": {f"r{name}": {"from": f"{name}/Contact", "to": "warehouse", "map": "person"} for name in names},
+                "routes": {f"r{name}": {"from": [f"{name}/Contact"], "to": "warehouse", "map": "person"} for name in names},
             }
         )
         fields = {f"{name}/Contact": FIELDS["acme/Contact"] for name in names}

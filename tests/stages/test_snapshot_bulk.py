@@ -10,18 +10,24 @@ import orjson
 import pytest
 
 from models.errors import PermanentError, SettingsError
+from models.flow import Salesforce
 from models.settings import Settings
 from streams.publish import Publisher
 from streams.salesforce import bulk, snapshot
 from streams.salesforce import jobs as jobs_module
+from streams.salesforce.auth import Login
+from streams.salesforce.bulk import Bulk
 from streams.salesforce.positions import Position, output
+from streams.salesforce.rest import Rest, json_of
 from streams.salesforce.runs import snapshot_runs
 from streams.salesforce.snapshot import run_snapshot
 from streams.topics import Topics
 from tests.support.salesforce import Desk, envelope_of, flow_for, inbound, org, until
-from tests.support.subscriber_process import end, start
+from tests.support.subscriber_process import start
 
 pytestmark = pytest.mark.kafka
+SOURCE = "acme/Contact"
+FEW = ("Id", "IsDeleted", "SystemModstamp", "Name", "OwnerId")
 FIELDS = ("Id", "IsDeleted", "SystemModstamp", "Name", "Description", "HasOptedOutOfEmail", "CreatedDate", "AccountId", "Account.Name",
           "Account.AnnualRevenue", "Account.NumberOfEmployees", "Owner.Email")  # fmt: skip
 
@@ -87,21 +93,45 @@ async def test_of_so_many_records_a_job_gives_the_rows_of_rest_with_where_the_ch
     assert (by_job.way, by_job.rows, by_job.total, by_job.counted) == ("bulk", by_rest.rows, by_rest.rows, by_rest.rows)
 
 
+async def die(settings: Settings, desk: Desk, folder: Path, at: str, after: int) -> int:
+    """A run by a process of its own that is killed at a moment of its own; its exit status."""
+    point = {"at": at, "stage": "snapshot", "after": after, "do": "kill"}
+    first = await start(
+        settings, flow_for(desk.url), "snapshot", source=SOURCE, log=folder / "log", part=50, chunk=20, via="bulk", points=[point]
+    )
+    return await first.wait()
+
+
 async def test_a_killed_run_finds_its_job_again_and_goes_on_at_its_locator(settings: Settings, desk: Desk, tmp_path: Path) -> None:
-    flow = flow_for(desk.url)
-    await desk.fault("slow", variant="bulk", times=0, seconds=0.2)
-    first = await start(settings, flow, "snapshot", source="acme/Contact", log=tmp_path / "log", part=50, chunk=20, via="bulk")
-    await until(lambda: rows(settings), lambda found: len(found) >= 60)
-    assert await end(first, kill=True) == -9
-    before = await rows(settings)
+    """Parts of 50 rows, 20 in a transaction: after the fifth, two fifths of the second part's rows are in Kafka and the last are not."""
+    assert await die(settings, desk, tmp_path, "rows-kept", 5) == -9
     [half] = (await snapshot_runs(settings)).values()
-    assert (half.state, half.rows) == ("running", len(before))
-    await desk.call("DELETE", "faults?name=slow")
-    fields = ("Id", "IsDeleted", "SystemModstamp", "Name", "OwnerId")
-    whole = await run_snapshot(settings, flow, "acme/Contact", fields, via="bulk")
+    assert (half.state, half.rows, half.taken, bool(half.locator)) == ("running", 90, 40, True)
+    assert len(await rows(settings)) == 90
+    whole = await run_snapshot(settings, flow_for(desk.url), SOURCE, FEW, via="bulk")
     assert (whole.run, whole.state, whole.job) == (half.run, "done", half.job)
     assert await rows(settings) == Counter(await contacts(desk))
     assert (jobs(desk), desk.sandbox.bulk.jobs) == (1, {})
+
+
+async def test_a_job_whose_maker_died_before_its_id_was_kept_is_found_and_deleted_and_nobody_elses(
+    settings: Settings, desk: Desk, tmp_path: Path
+) -> None:
+    config = flow_for(desk.url).connections["acme"]
+    assert isinstance(config, Salesforce)
+    rest = Rest("acme", config, Login("acme", config))
+    ours = Bulk(rest, "snapshot")
+    assert await die(settings, desk, tmp_path, "job-made", 1) == -9
+    asked = {"operation": "query", "query": "SELECT Id FROM Contact"}
+    kept = [await ours.make("SELECT Id FROM Account"), await ours.make("SELECT Id FROM Contact", deleted=True)]
+    foreign = await rest.send("jobs/query", "snapshot", json_of, method="POST", json=asked)
+    [half] = (await snapshot_runs(settings)).values()
+    assert half.making and not half.job
+    assert jobs(desk) == 4
+    whole = await run_snapshot(settings, flow_for(desk.url), SOURCE, FEW, via="bulk")
+    assert (whole.run, whole.state, jobs(desk)) == (half.run, "done", 5)
+    assert set(desk.sandbox.bulk.jobs) == {foreign["id"], *(job.id for job in kept)}
+    assert await rows(settings) == Counter(await contacts(desk))
 
 
 @pytest.mark.parametrize("loss", ["bulk-locator", "bulk-failed", "deleted"])

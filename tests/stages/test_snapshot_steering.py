@@ -17,6 +17,7 @@ from streams.publish import Publisher
 from streams.salesforce import brake, bulk, keeper, snapshot
 from streams.salesforce import jobs as jobs_module
 from streams.salesforce.keeper import others
+from streams.salesforce.retry import ended
 from streams.salesforce.runs import Run, ask, group_runs, parse_run, parse_wish, snapshot_runs
 from streams.salesforce.snapshot import run_snapshot
 from streams.status import collect
@@ -106,6 +107,24 @@ async def test_a_run_that_was_killed_while_paused_stays_paused_until_somebody_sa
     await ask(settings, run.run, "go")
     assert (await by_id).state == "done"
     assert await rows(settings) == Counter(await contacts(desk))
+
+
+@pytest.mark.parametrize("via", ["rest", "bulk"])
+async def test_a_run_that_the_limits_guard_lets_wait_says_so(settings: Settings, desk: Desk, via: str) -> None:
+    await desk.fault("slow", variant="all", times=0, seconds=0.1)
+    told: list[str] = []
+    work = reading(settings, desk, via=via, progress=lambda run: told.append(run.note))
+    await state(settings, "running", task=work)
+    await desk.call("POST", "settings", daily_requests=8)
+    try:
+        shown = await until(
+            lambda: collect(settings, flow_for(desk.url)),
+            lambda s: s.snapshots[0].note.startswith("waits: acme: calls for snapshot wait"),
+            task=work,
+        )
+    finally:
+        await ended(work)
+    assert shown.snapshots[0].note in told
 
 
 async def test_a_second_start_while_one_runs_is_refused_and_leaves_the_first_alone(settings: Settings, desk: Desk, tmp_path: Path) -> None:

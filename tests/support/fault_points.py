@@ -9,6 +9,8 @@ outputs-not-state     Kafka has the outputs, the changelog records (of a subscri
 state-not-offsets     Kafka has outputs and changelog records, the offsets are not in the transaction
 before-commit         all of it is in the transaction, which is not committed
 committed-not-stored  the transaction is committed, the local store does not have it
+rows-kept             of the stage "snapshot": a transaction with rows is committed
+job-made              of the stage "snapshot": Salesforce has made a Bulk job, its id is stored nowhere
 kept-not-answered     of the stage "receive": Kafka has the webhook, its sender does not know
 """
 
@@ -28,6 +30,7 @@ from agents.rules.ways import Way
 from streams import publish
 from streams.engine.stage import Output
 from streams.publish import Batches, Ends, Publisher, TransactionalPublisher
+from streams.salesforce.bulk import Bulk, Job
 
 STATE = ("-changelog", ".positions")
 IN_ORDER = ("before-output", "outputs-not-state", "state-not-offsets", "before-commit", "committed-not-stored")
@@ -70,16 +73,19 @@ def arm(given: Sequence[Mapping[str, Any]]) -> None:
         return
     points = Points([point for point in given if point["at"] != "rule"])
     raise_for(tuple(point["for"] for point in given if point["at"] == "rule"))
-    fill, commit, send_batches, request, send = (
+    filled: dict[str, bool] = {}
+    fill, commit, send_batches, request, send, make = (
         TransactionalPublisher._fill,
         TransactionalPublisher._commit,
         publish.send_batches,
         Outbound.request,
         Publisher.send,
+        Bulk.make,
     )
 
     async def filling(self: TransactionalPublisher, *arguments: Any) -> Ends:
         points.passing("before-output", stage_of(self.id))
+        filled[self.id] = stage_of(self.id) == "snapshot" and any(topic.endswith(".bulk") for topic, _ in arguments[1])
         return await fill(self, *arguments)
 
     async def sending(producer: AIOKafkaProducer, batches: Batches) -> Ends:
@@ -95,15 +101,23 @@ def arm(given: Sequence[Mapping[str, Any]]) -> None:
         points.passing("before-commit", stage_of(self.id))
         await commit(self, producer)
         points.passing("committed-not-stored", stage_of(self.id))
+        if filled[self.id]:
+            points.passing("rows-kept", stage_of(self.id))
 
     async def requesting(self: Outbound, method: str, path: str, body: bytes | None = None) -> Answer:
         points.passing("call", f"write-{path.strip('/')}")
         return await request(self, method, path, body)
 
+    async def making(self: Bulk, soql: str, *, deleted: bool = False) -> Job:
+        job = await make(self, soql, deleted=deleted)
+        points.passing("job-made", "snapshot")
+        return job
+
     async def keeping(self: Publisher, outputs: Sequence[Output]) -> None:
         await send(self, outputs)
         points.passing("kept-not-answered", "receive")
 
+    Bulk.make = making  # type: ignore[method-assign]
     Publisher.send = keeping  # type: ignore[method-assign]
     TransactionalPublisher._fill = filling  # type: ignore[method-assign,assignment]
     TransactionalPublisher._commit = committing  # type: ignore[method-assign]

@@ -117,7 +117,7 @@ class Bulk:
             text = "Max bulk v2 query result size stored (1000000000) kb per 24 hrs has been exceeded"
             raise SalesforceError(400, "LIMIT_EXCEEDED", text)
         self.org.limits.spend(JOBS)
-        number = len(self.jobs) + 1
+        number = self.org.counts["bulk jobs"] + 1
         job = Job(
             ids.make("750", 62**4 + number), number, operation, columns.sobject, caller.user_id, request.match_info["version"],
             delimiter, line, columns, self.org.now(),
