@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.maps import MapsError, load_maps, read_map
+from agents.map_file import read_map
+from agents.maps import MapsError, load_maps
 from tests.support.flows import CONTACTS, PEOPLE, TARGETS, flow, maps
 
 
