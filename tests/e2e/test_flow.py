@@ -2,23 +2,39 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from deploy.demo import compare_now, send_hook, settle
-from deploy.rig import Rig
+from deploy.rig import FLOW, Rig
 from tests.support.rigs import explain, rig, verdict_of
 
 pytestmark = [pytest.mark.kafka, pytest.mark.postgres, pytest.mark.timeout(300)]
+CONVERTED = """
+  lead_links: {from: acme/Lead, to: warehouse, map: maps/converted.yaml, object: lead}
+  open_leads: {from: acme/Lead, to: warehouse, map: maps/converted.yaml, object: open_lead, where: "IsConverted = false"}
+"""
+LINKS = """
+LastName: lastName
+ConvertedAccountId: accountExternalId
+ConvertedContactId: contactExternalId
+ConvertedOpportunityId: opportunityExternalId
+"""
 
 
 @pytest.fixture(scope="module")
 def flow(kafka: str, database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    """The demo's flow, running, with 200 records and some changes already through."""
-    with rig(tmp_path_factory.mktemp("rig"), kafka, database_url, records=200, hold=3.0) as made:
+    """The demo's flow and what a lead became of, running, with 200 records and some changes already through."""
+    folder = tmp_path_factory.mktemp("rig")
+    (folder / "maps").mkdir()
+    (folder / "maps" / "converted.yaml").write_text(LINKS)
+    for example in (FLOW.parent / "maps").iterdir():
+        (folder / "maps" / example.name).symlink_to(example)
+    (folder / "flow.yaml").write_text(FLOW.read_text() + CONVERTED)
+    with rig(folder / "rig", kafka, database_url, records=200, hold=3.0, flow=folder / "flow.yaml") as made:
         made.start()
         made.ask("POST", "/sandbox/change", {"rate": 40, "seconds": 10, "seed": 3, "rename_parents": False})
         made.await_("the changes", lambda: made.ask("GET", "/sandbox/change")["runs"][0]["finished"])
@@ -80,6 +96,47 @@ def test_status_shows_every_hop_and_nothing_waiting(flow: Rig) -> None:
 def test_check_finds_nothing_wrong_with_the_demo(flow: Rig) -> None:
     code, printed = flow.command("check")
     assert code == 0, printed
+
+
+def test_a_converted_lead_stays_one_person_keeps_its_links_and_leaves_the_open_ones_under_load(flow: Rig) -> None:
+    leads = [_lead(flow, f"converted{n}@example.org") for n in range(12)]
+    flow.ask("POST", "/sandbox/change", {"rate": 40, "seconds": 6, "seed": 21, "rename_parents": False})
+    with flow.database() as database:
+        open_ones = "SELECT count(*) FROM crm.open_lead WHERE NOT _deleted AND _key = ANY(%s)"
+        keys = [f"acme/{lead}" for lead in leads]
+        flow.await_("the open leads", lambda: database.execute(open_ones, [keys]).fetchall() == [(len(leads),)])
+        for number, lead in enumerate(leads):
+            last = flow.ask("GET", "/sandbox/state")["lastReplayId"]
+            change = {"op": "convert", "type": "Lead", "id": lead, "values": {"opportunity": number % 3 > 0}}
+            told = set(flow.ask("POST", "/sandbox/transaction", {"changes": [change]})["replayIds"])
+            became = {c[2] for c in flow.ask("GET", f"/sandbox/commits?after={last}")["commits"] if c[0] in told}
+            assert became == {"Lead", "Account", "Contact"} | ({"Opportunity"} if number % 3 else set())
+        flow.await_("the changes", lambda: flow.ask("GET", "/sandbox/change")["runs"][-1]["finished"])
+        known = _records(flow, "Lead") | _records(flow, "Contact")
+        _delete(flow, "Lead", [lead for lead in leads[:4] if not known[lead]["IsDeleted"]])
+        became_of = {lead: str(known[lead]["ConvertedContactId"]) for lead in leads}
+        _delete(flow, "Contact", [became_of[lead] for lead in leads[:2] if not known[became_of[lead]]["IsDeleted"]])
+        assert (verdict := settle(flow, database)).equal, explain(flow, verdict)
+        known = _records(flow, "Lead") | _records(flow, "Contact")
+        names = ("ConvertedAccountId", "ConvertedContactId", "ConvertedOpportunityId")
+        wanted = {f"acme/{lead}": tuple(known[lead][name] for name in names) for lead in leads if not known[lead]["IsDeleted"]}
+        columns = '"accountExternalId", "contactExternalId", "opportunityExternalId"'
+        links = f"SELECT _key, {columns} FROM crm.lead WHERE NOT _deleted AND _key = ANY(%s)"
+
+        def kept() -> bool:
+            return {key: tuple(found) for key, *found in database.execute(links, [keys]).fetchall()} == wanted
+
+        flow.await_("the links", kept)
+        flow.await_("no open lead", lambda: database.execute(open_ones, [keys]).fetchall() == [(0,)])
+    users = {user["email"]: user["dataFields"] for user in flow.ask("GET", "/sandbox/users", target="iterable")["users"]}
+    alone = 0
+    for number, lead in enumerate(leads):
+        address, contact = f"converted{number}@example.org", known[became_of[lead]]
+        if known[lead]["Email"] == contact["Email"] == address and contact["IsDeleted"] is (number < 2):  # the load left them alone
+            alone += 1
+            assert users[address].get("deletedAtSource") is (True if number < 2 else None)
+            assert users[address]["Salesforce"]["Id"] == contact["Id"]
+    assert alone > len(leads) / 2
 
 
 def test_a_replay_brings_back_what_a_target_lost(flow: Rig) -> None:
@@ -217,6 +274,14 @@ def _lead(flow: Rig, email: str) -> str:
     values = {"FirstName": "Pat", "LastName": "Held", "Company": "Example", "Email": email}
     made = flow.ask("POST", "/sandbox/transaction", {"changes": [{"op": "create", "type": "Lead", "values": values}]})
     return str(made["ids"][0])
+
+
+def _records(flow: Rig, kind: str) -> dict[str, Any]:
+    return {row["Id"]: row for row in flow.ask("GET", f"/sandbox/records?type={kind}")["records"]}
+
+
+def _delete(flow: Rig, kind: str, ids: Sequence[str]) -> None:
+    flow.ask("POST", "/sandbox/transaction", {"changes": [{"op": "delete", "type": kind, "id": id} for id in ids]})
 
 
 def _status(flow: Rig) -> Any:
