@@ -84,7 +84,7 @@ class JobReader:
         async def make() -> Run:
             await self._drop_orphans()
             durable = await self._durable()
-            await k.keep(replace(k.at, making=(await self._rest.here())[0]))
+            await k.keep(replace(k.at, making=(await self._rest.here()).second))
             try:
                 job = (await self._bulk.make(soql, deleted=query.deleted)).id
             except JobsUsedUpError as error:

@@ -2,7 +2,7 @@
 
 Rows and the cursor behind them are one Kafka transaction, so nothing is left out by a kill -9. A transaction of Salesforce may become
 visible minutes after its stamps, so each round reads an overlap again, and hands on only what it has not handed on as it is. All times
-are the org's: its stamps and the Date of its answers.
+are the org's: its stamps and the Date of its answers. In another org stamps mean something else: the epoch rises, and all is read anew.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import orjson
 import structlog
 
+from models.change_event import FIRST_EPOCH
 from models.envelope import Reason
 from models.errors import PausedError, PermanentError, TemporaryError
 from models.flow import Flow, Salesforce
@@ -24,11 +25,11 @@ from streams.engine.stage import Output
 from streams.publish import TransactionalPublisher
 from streams.salesforce.changed import changed, deleted, in_bin, second_of_stamp
 from streams.salesforce.cursors import Cursor, read_cursors
-from streams.salesforce.incidents import Incident
+from streams.salesforce.incidents import Cause, Incident
 from streams.salesforce.limits import steady
 from streams.salesforce.messages import id18
-from streams.salesforce.positions import Durable, Positions
-from streams.salesforce.rest import PAGE, Rest, Row
+from streams.salesforce.positions import Durable, Position, Positions, output
+from streams.salesforce.rest import PAGE, Here, Rest, Row
 from streams.salesforce.retry import Backoff, retried
 from streams.salesforce.rows import row_output
 from streams.salesforce.runs import Run
@@ -66,6 +67,8 @@ class Context:
     publisher: TransactionalPublisher
     positions: Positions
     topics: Topics
+    opened: Callable[[], None]
+    moving: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Polls:
@@ -74,6 +77,7 @@ class Polls:
     name       for the producer: one leader at a time has it, a later one fences it
     every      seconds between two rounds, by source
     since      epoch s at which a source begins that has no later cursor; without it, it begins with a full reading
+    opened     called when there is a new incident to repair
     incidents  by source: one is closed, and taken out, by the round that begins after `end()`; with it the polling of the source is over
     """
 
@@ -91,9 +95,10 @@ class Polls:
         incidents: dict[str, Incident] | None = None,
         pause: float = 60.0,
         told: Told | None = None,
+        opened: Callable[[], None] = lambda: None,
     ) -> None:
         publisher = TransactionalPublisher(settings, f"{settings.installation}.poll.{name}")
-        self._c = Context(settings, flow, config, fields, rest, publisher, Positions(settings), Topics(settings.installation))
+        self._c = Context(settings, flow, config, fields, rest, publisher, Positions(settings), Topics(settings.installation), opened)
         self._every, self._since = every, since or {}
         self._incidents = {} if incidents is None else incidents
         self._told = told or (lambda source, error: None)  # noqa: ARG005
@@ -228,7 +233,11 @@ class Poll:
         """Where this round begins: full at the first time, and where deleted records may have left the recycle bin since the last."""
         if self.cursor is not None and self.cursor.full:
             return self.cursor
-        now, org = await self.c.rest.here()
+        here = await self.c.rest.here()
+        if self.cursor is not None and self.cursor.org not in ("", here.org):
+            async with self.c.moving:  # one source after another: the epoch rises once
+                self.cursor = await self._moved(here)
+        now, org = here.second, here.org
         known = self.cursor if self.cursor and self.cursor.org == org else None
         second = max(known.second if known else 0, self.since or 0)
         if second >= now - BIN_DAYS * 86_400:
@@ -238,6 +247,32 @@ class Poll:
         log.info("full reading first", source=self.source, run=run.run, cursor=second)
         self.cursor = await self._store(Cursor(self.source, now, run.run, begun, org, now, _ms()), [run.output(self.c.topics)])
         return self.cursor
+
+    async def _moved(self, here: Here) -> Cursor:
+        """To another org: all is read again, by an incident's repair, in an epoch that wins over whatever its stamps say."""
+        c, connection, epoch = self.c, self.c.rest.connection, FIRST_EPOCH
+        channel, outputs = c.config.channel_of(self._sobject), []
+        position = await c.positions.stored(connection, channel)
+        if position is not None and position.org == here.org:
+            epoch = position.epoch
+        elif channel in c.flow.channels(connection):
+            raise TemporaryError(f"{self.source} belongs to another org now: it is polled once the subscription of {channel} knows that")
+        else:
+            position = position or Position(FIRST_EPOCH, None, None, "", "", here.second * 1000, "new")
+            position = replace(position.risen(None, None), org=here.org, instance=here.instance)
+            epoch, outputs = position.epoch, [output(c.topics, connection, channel, position)]
+        cause: Cause = "org changed"
+        if self._sobject in c.config.poll:  # else the subscription says so
+            name, why = f"{connection}.poll@{epoch}/{self.source}/{cause}", f"the org is now another one, at {here.instance}"
+            incident = Incident(name, self.source, cause, why, opened=int(time.time() * 1000))
+            outputs.append(incident.output(c.topics))
+            metrics.INCIDENTS.labels(*self.source.split("/"), cause, incident.state).inc()
+            log.error("incident", alert=True, id=name, source=self.source, cause=cause, state=incident.state, why=why)
+        self._seen.clear()
+        cursor = Cursor(self.source, here.second, deleted=here.second, org=here.org, now=here.second, at=_ms())
+        cursor = await self._store(cursor, outputs)
+        c.opened()
+        return cursor
 
     async def _full(self, at: Cursor) -> Cursor:
         """Every record, by a snapshot's run; what changes meanwhile is read by the first round after it."""

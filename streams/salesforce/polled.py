@@ -55,10 +55,10 @@ class Polled:
         await self._leadership.whenever_mine(self._lead, self._standby)
 
     async def _lead(self) -> None:
-        since = None if self._snapshot else dict.fromkeys(self._every, (await retried(self._rest.here, "poll"))[0])
+        since = None if self._snapshot else dict.fromkeys(self._every, (await retried(self._rest.here, "poll")).second)
         shared = (self._settings, self._flow, self._name, self._config)
-        polls = Polls(*shared, self._every, self._fields, self._rest, since=since, pause=self._pause, told=self._told)
         repairs = Repairs(*shared, tuple(self._every), self._fields, self._rest, self._living)
+        polls = Polls(*shared, self._every, self._fields, self._rest, since=since, pause=self._pause, told=self._told, opened=repairs.wake)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(polls.run())

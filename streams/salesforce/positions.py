@@ -1,7 +1,8 @@
 """Where each channel stands: the compacted topic `positions`, its reader and what is written to it.
 
-The only writer is the subscriber that leads the channel, in the transaction of the events themselves. A position that was read here is
-durable: its events are in Kafka. Positions are Salesforce's replay ids, never computed, only received.
+The only writer is the subscriber that leads the channel, in the transaction of the events themselves; of a channel of which everything is
+polled, who leads the polling, for the epoch. A position that was read here is durable: its events are in Kafka. Positions are Salesforce's
+replay ids, never computed, only received.
 """
 
 import time
@@ -134,11 +135,15 @@ class Positions:
     async def durable(self, connection: str, config: Salesforce, sobject: str) -> Durable:
         """The position committed when this was called: read it before the row. Raises TemporaryError when Kafka is away, FatalError."""
         channel = config.channel_of(sobject)
-        key = position_key(connection, channel)
-        if (raw := await self._followed.get(key)) is None:
+        if (found := await self.stored(connection, channel)) is None:
             return Durable(channel, FIRST_EPOCH, -1)
-        found = Position.parse(key, raw)
         return Durable(channel, found.epoch, -1 if found.position is None else found.position)
+
+    async def stored(self, connection: str, channel: str) -> Position | None:
+        """The whole of it; None where none is stored. Raises TemporaryError when Kafka is away, FatalError."""
+        key = position_key(connection, channel)
+        raw = await self._followed.get(key)
+        return None if raw is None else Position.parse(key, raw)
 
     async def stop(self) -> None:
         """Close."""

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
 import orjson
@@ -58,6 +58,14 @@ class Answer:
     rows: list[Row]
     total: int
     second: int
+
+
+class Here(NamedTuple):
+    """The org's clock (epoch s), the first 15 characters of its id, its address."""
+
+    second: int
+    org: str
+    instance: str
 
 
 def check_id(raw: str) -> str:
@@ -172,10 +180,10 @@ class Rest:
         soql = f"SELECT {','.join(first)} FROM {check_name(sobject)}{only} ORDER BY Id LIMIT {limit}"  # noqa: S608
         return await self.whole(sobject, await self.query(soql, purpose, deleted=deleted), others, purpose)
 
-    async def here(self) -> tuple[int, str]:
-        """The org's clock, epoch s, and its id, as the last login told."""
+    async def here(self) -> Here:
+        """When and where, as the last login told."""
         token = await self._login.token()
-        return int(time.time() + token.skew), token.org
+        return Here(int(time.time() + token.skew), token.org, token.instance_url)
 
     async def whole(self, sobject: str, answer: Answer, others: Sequence[Sequence[str]], purpose: str) -> Answer:
         """An answer with the columns that did not fit beside its own."""

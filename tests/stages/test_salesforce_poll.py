@@ -13,10 +13,11 @@ from models.settings import Settings
 from streams.publish import Publisher
 from streams.salesforce import poll
 from streams.salesforce.cursors import Cursor, read_cursors
+from streams.salesforce.positions import read_positions
 from streams.salesforce.runs import snapshot_runs
 from streams.topics import Topics
 from tests.support import subscriber_process
-from tests.support.salesforce import Desk, envelope_of, flow_for, inbound, org, subscribed, until
+from tests.support.salesforce import Desk, envelope_of, flow_for, inbound, org, repaired, subscribed, until
 
 pytestmark = pytest.mark.kafka
 
@@ -134,13 +135,13 @@ async def test_a_record_purged_between_two_rounds_is_gone(settings: Settings, de
     assert rows[bin][-1] is not None and rows[bin][-1]["IsDeleted"]
 
 
-@pytest.mark.parametrize(("days", "org", "full"), [(14, "", False), (16, "", True), (1, "00Dother", True)])
-async def test_a_cursor_older_than_the_recycle_bin_or_of_another_org_begins_with_a_full_reading(
-    settings: Settings, desk: Desk, days: int, org: str, full: bool
+@pytest.mark.parametrize(("days", "full"), [(14, False), (16, True)])
+async def test_a_cursor_older_than_the_recycle_bin_begins_with_a_full_reading(
+    settings: Settings, desk: Desk, days: int, full: bool
 ) -> None:
     gone = next(iter(await kept(desk)))
     await desk.delete(gone)
-    publisher, here = Publisher(settings), org or (await desk.state())["orgId"][:15]
+    publisher, here = Publisher(settings), (await desk.state())["orgId"][:15]
     await publisher.send([Cursor("acme/Contact", int(time.time()) - days * 86_400, org=here).output(Topics(settings.installation))])
     await publisher.stop()
     async with subscribed(settings, polling(desk), snapshot=True) as task:
@@ -179,3 +180,38 @@ async def test_an_object_that_cannot_be_read_is_said_and_the_others_go_on(settin
         await until(lambda: come(settings), lambda rows: made in rows, task=task)
         assert not task.done()
     assert (await desk.state())["sessions"] == [], "nothing comes by events, so none are subscribed to"
+
+
+@pytest.mark.parametrize("poll_accounts", [True, False], ids=["poll only", "beside a subscription"])
+async def test_in_another_org_the_epoch_rises_once_and_all_is_read_again_with_what_is_there_no_more(
+    settings: Settings, desk: Desk, poll_accounts: bool
+) -> None:
+    flow = flow_for(desk.url, poll={"Contact": 1} | ({"Account": 1} if poll_accounts else {}))
+    absent = "003Qx0000000001IAA"
+
+    async def living(source: str) -> set[str]:
+        return {absent} if source == "acme/Contact" else set()
+
+    async with subscribed(settings, flow, snapshot=True, living=living) as task:
+        await until(lambda: read_cursors(settings), lambda c: "acme/Contact" in c and not any(one.full for one in c.values()), task=task)
+        [run] = [r for r in (await snapshot_runs(settings)).values() if r.source == "acme/Contact"]
+        assert await epochs(settings, run.run) == {1}
+        await desk.fault("org-migration", variant="org")
+        found = await repaired(settings, 2, task)
+        assert {(i.source, i.cause) for i in found} == {("acme/Contact", "org changed"), ("acme/Account", "org changed")}
+        [contacts] = [i for i in found if i.source == "acme/Contact"]
+        assert (contacts.rows, contacts.gone) == (len(await kept(desk)), 1)
+        made = await desk.create("There")
+        await until(lambda: come(settings), lambda rows: made in rows, task=task)
+    again = [run.run for run in (await snapshot_runs(settings)).values() if run.by == "repair"]
+    for one in again:
+        assert await epochs(settings, one) == {2}
+    assert {envelope_of(r).epoch for r in await inbound(settings, "Contact", bulk=True) if r.key == made.encode()} == {2}
+    [position] = (await read_positions(settings)).values()
+    assert (position.epoch, position.org) == (2, (await desk.state())["orgId"][:15])
+
+
+async def epochs(settings: Settings, run: str) -> set[int | None]:
+    """Of the rows of Contact and Account that a run brought."""
+    told = [envelope_of(r) for r in await inbound(settings, "Contact", "Account", bulk=True)]
+    return {one.epoch for one in told if one.run == run}
