@@ -16,6 +16,8 @@ INTERVAL = re.compile(r"([0-9]{1,6})([smhd])", re.ASCII)
 
 
 ALL_CHANGES = "/data/ChangeEvents"
+EVENTS = "/event/"
+"""Channels of platform events begin so."""
 ONE_OBJECT = re.compile(r"/data/(.+?)(__)?ChangeEvent")
 
 
@@ -34,7 +36,7 @@ def channel_sobject(channel: str) -> str | None:
 def sobject_channel(sobject: str) -> str:
     """The channel of one sObject: Contact → /data/ContactChangeEvent, Plan__c → /data/Plan__ChangeEvent, Paid__e → /event/Paid__e."""
     if is_event(sobject):
-        return f"/event/{sobject}"
+        return f"{EVENTS}{sobject}"
     return f"/data/{sobject[:-1] if sobject.endswith('__c') else sobject}ChangeEvent"
 
 
@@ -108,7 +110,7 @@ class Salesforce(Part):
     written with its v.
 
     channels   of changes: a list, or by channel the sObjects that are read from it, where several channels carry several (empty: all
-               that the others do not). The channel of a platform event follows from the route that reads it
+               that the others do not). The channel of a platform event follows from the route that reads it, unless a custom one names it
     poll       sObjects that are polled, not subscribed to, and the seconds between two rounds (60, "60s", "5m", "1h")
     """
 
@@ -137,11 +139,12 @@ class Salesforce(Part):
 
     def channel_of(self, sobject: str) -> str:
         """The channel that brings an sObject: its own, or one that names it, before one of all sObjects."""
-        if is_event(sobject):
-            return sobject_channel(sobject)
         named = [channel for channel, carried in self.channels.items() if sobject in (channel_sobject(channel), *carried)]
-        several = [channel for channel, carried in self.channels.items() if not carried and channel_sobject(channel) is None]
-        return [*named, *several, *self.channels][0]
+        if is_event(sobject):
+            return next((channel for channel in named if channel.startswith(EVENTS)), sobject_channel(sobject))
+        changes = [channel for channel in self.channels if not channel.startswith(EVENTS)]
+        several = [channel for channel in changes if not self.channels[channel] and channel_sobject(channel) is None]
+        return [*named, *several, *changes, ALL_CHANGES][0]
 
 
 class Webhook(Part):

@@ -20,12 +20,14 @@ class PlatformEvent:
     """One event.
 
     uuid        EventUuid; "" where there is none (older orgs): the position names it then
+    name        of the event, "" where the message does not say: one that carries several does
     position    Salesforce's replay id
     committed   epoch ms of its CreatedDate, 0 where it has none
     values      its fields, and EventUuid and ReplayId
     """
 
     uuid: str
+    name: str
     position: int
     committed: int
     values: dict[str, Any]
@@ -42,7 +44,7 @@ class PlatformEvent:
 
 
 def parse_platform_event(message: Any) -> PlatformEvent:
-    """Read {"data": {"payload", "event": {"EventUuid", "replayId"}}}. Raises ChangeEventError, the same as for changes."""
+    """Read {"data": {"payload", "event": {"EventUuid", "EventApiName", "replayId"}}}. Raises ChangeEventError, the same as for changes."""
     data = message.get("data") if isinstance(message, Mapping) else None
     payload, event = (data.get("payload"), data.get("event")) if isinstance(data, Mapping) else (None, None)
     if not isinstance(payload, dict) or not isinstance(event, Mapping):
@@ -52,7 +54,10 @@ def parse_platform_event(message: Any) -> PlatformEvent:
         raise ChangeEventError("data.event.replayId must be a whole number")
     named = event.get("EventUuid")
     uuid = named if isinstance(named, str) and UUID.fullmatch(named) else ""
-    return PlatformEvent(uuid, position, _millis(payload.get("CreatedDate")), {**payload, "EventUuid": uuid or None, "ReplayId": position})
+    name = told if isinstance(told := event.get("EventApiName"), str) else ""
+    return PlatformEvent(
+        uuid, name, position, _millis(payload.get("CreatedDate")), {**payload, "EventUuid": uuid or None, "ReplayId": position}
+    )
 
 
 def _millis(text: Any) -> int:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from models.flow import (
     ALL_CHANGES,
+    EVENTS,
     NAME,
     Auth,
     Canary,
@@ -47,6 +48,7 @@ NEEDED = {
 OLD_VERSION = re.compile(r"v?([0-9]{2})\.0")
 RETIRED_VERSION = 30
 CHANNEL = re.compile(r"/data/[A-Za-z][A-Za-z0-9_]*")
+EVENT_CHANNEL = re.compile(r"/event/[A-Za-z][A-Za-z0-9_]*__chn")
 WORDS = {"string": "text", "int": "a whole number", "float": "a number", "bool": "true or false", "tuple": "a list: [a, b]"}
 
 
@@ -292,18 +294,23 @@ def _check_channels(document: Document, connections: Mapping[str, Any], routes: 
             continue
         place = ("connections", name, "channels")
         carried: dict[str, list[str]] = {}
+        events: dict[str, str] = {}
         for index, channel in enumerate(given):
             at = (*place, index if isinstance(given, list) else channel)
             told = given[channel] if isinstance(given, dict) else None
-            if channel.startswith("/event/"):
-                document.wrong(at, f"{channel} is no channel of changes", "remove it: a route that reads a platform event is enough")
+            names = [one for one in told if isinstance(one, str)] if isinstance(told, list) else []
+            if channel.startswith(EVENTS):
+                _check_events(document, at, channel, names, events)
             elif not CHANNEL.fullmatch(channel):
                 remedy = f"use {ALL_CHANGES}, /data/<sObject>ChangeEvent or /data/<name>__chn"
                 document.wrong(at, f"{channel!r} is no channel of changes", remedy)
+            elif event := next((one for one in names if is_event(one)), None):
+                document.wrong(
+                    at, f"{channel} carries changes, and {event} is a platform event", f"name it on a channel {EVENTS}<name>__chn"
+                )
             elif channel in carried:
                 document.wrong(at, f"channel {channel} is subscribed twice", "remove one")
             else:
-                names = [one for one in told if isinstance(one, str)] if isinstance(told, list) else []
                 carried[channel] = [sobject] if (sobject := channel_sobject(channel)) else names
                 _check_twice(document, at, channel, carried)
         event = canary.get("event") if isinstance(canary := raw.get("canary"), dict) else None
@@ -314,6 +321,19 @@ def _check_channels(document: Document, connections: Mapping[str, Any], routes: 
             polled = raw.get("poll") if isinstance(raw, dict) else None
             names = [*(polled if isinstance(polled, dict) else ()), *(sobject for names in carried.values() for sobject in names)]
             _check_carried(document, name, names, routes)
+
+
+def _check_events(document: Document, at: Path_, channel: str, names: Sequence[str], events: dict[str, str]) -> None:
+    """A custom channel of platform events; `events`: the channel of each that was named before."""
+    if not EVENT_CHANNEL.fullmatch(channel):
+        document.wrong(at, f"{channel} is no channel of changes", "remove it: a route that reads a platform event is enough")
+    elif not names or not all(is_event(name) for name in names):
+        document.wrong(at, f"{channel} must name platform events, and nothing else", f"write {channel}: [Paid__e, Refused__e]")
+    elif twice := [name for name in names if name in events]:
+        document.wrong(
+            at, f"{twice[0]} would come by two channels, {events[twice[0]]} and {channel}", f"take {twice[0]} out of one of the two"
+        )
+    events |= dict.fromkeys(names, channel)
 
 
 def _check_polls(document: Document, connections: Mapping[str, Connection], routes: Mapping[str, Route]) -> None:

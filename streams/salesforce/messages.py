@@ -93,13 +93,13 @@ def parts(messages: Sequence[Any], most: int) -> Iterator[list[Any]]:
 class Intake:
     """Turns polls of one channel into plans. Holds the position as of the last plan made; the caller restores it when a plan is given up.
 
-    routed       sObjects that a route reads
+    routed       sObjects and platform events that a route reads
     not_before   commit second below which events are dropped (restart before a first position was stored), None: keep all
     """
 
     def __init__(self, connection: str, channel: str, topics: Topics, routed: Collection[str], position: Position) -> None:
         self.connection, self.channel, self._topics, self._routed = connection, channel, topics, frozenset(routed)
-        self._platform = channel.startswith(PLATFORM)
+        self._platform, self._custom = channel.startswith(PLATFORM), channel.endswith("__chn")
         self.position = position
         self.not_before: int | None = None
         self._siblings: set[tuple[str, ...]] = set()
@@ -141,13 +141,18 @@ class Intake:
         """Each is a record of its own. One too large for Kafka is a dead letter: nothing can be read again."""
         try:
             event = parse_platform_event(message)
+            if self._custom and not event.name:
+                raise ChangeEventError("data.event has no EventApiName: on a channel of several events nothing else tells which it is")
         except ChangeEventError as error:
             self._undecodable(plan, message, error)
             return
         if self._dropped(plan, event):
             return
         plan.last_millis = max(plan.last_millis, event.committed)
-        sobject, value = self.channel.removeprefix(PLATFORM), dump(message)
+        sobject, value = event.name if self._custom else self.channel.removeprefix(PLATFORM), dump(message)
+        if sobject not in self._routed:
+            plan.unrouted += 1
+            return
         name = event.uuid or f"{self.position.epoch}-{event.position}"
         headers = Envelope(
             kind=Kind.EVENT,

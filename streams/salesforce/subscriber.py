@@ -17,8 +17,7 @@ import structlog
 
 from models.change_event import FIRST_EPOCH
 from models.errors import PausedError, SettingsError, TemporaryError
-from models.flow import Flow, Salesforce
-from models.platform_event import CHANNEL as PLATFORM
+from models.flow import Flow, Salesforce, is_event
 from models.scrub import scrub
 from models.settings import Settings
 from streams import metrics
@@ -133,7 +132,10 @@ class _Channel:
         self._topics = Topics(context.settings.installation)
         self._labels = (context.connection, channel)
         c = context
-        self._sobjects = [s for s in c.flow.sobjects(c.connection) if s not in c.config.poll and c.config.channel_of(s) == channel]
+        mine = [s for s in c.flow.read_from(c.connection) if s not in c.config.poll and c.config.channel_of(s) == channel]
+        self._sobjects = [s for s in mine if not is_event(s)]
+        self._events = [f"{c.connection}/{s}" for s in mine if is_event(s)]
+        self._routed = mine
         name = f"{context.connection}.{channel.strip('/').replace('/', '.')}"
         self._leadership = Leadership(context.settings, name, self._key)
         self._name = name
@@ -161,7 +163,7 @@ class _Channel:
             await retried(self._publisher.start, f"producer of {self._key}")  # fences first
             stored = (await retried(lambda: read_positions(self._c.settings), "positions")).get(self._key)  # then reads
             position = stored or await self._first_start()
-            self._intake = Intake(self._c.connection, self._channel, self._topics, self._sobjects, position)
+            self._intake = Intake(self._c.connection, self._channel, self._topics, self._routed, position)
             await self._allocation.recall(position)
             while True:  # then subscribes
                 await self._while_held()
@@ -341,8 +343,7 @@ class _Channel:
         incidents = [
             Incident(f"{where}/{source}/{cause}", source, cause, scrub(reason, 200), since=since, opened=now) for source in self._sources
         ]
-        if self._channel.startswith(PLATFORM):
-            source = f"{self._c.connection}/{self._channel.removeprefix(PLATFORM)}"
+        for source in self._events:
             lost = Incident(f"{where}/{source}/{cause}", source, cause, scrub(reason, 200), since=since, opened=now)
             incidents.append(lost.ended("failed", "Salesforce keeps no records of a platform event: ask its publisher for what was missed"))
         await self._send([*(i.output(self._topics) for i in incidents), output(self._topics, *self._labels, position)])

@@ -29,8 +29,8 @@ def paid(replay: int, uuid: str | None = None, second: int = 0, **values: Any) -
     return {"data": {"schema": "s", "payload": payload, "event": event}, "channel": CHANNEL}
 
 
-def intake(position: int | None = 100) -> Intake:
-    return Intake("acme", CHANNEL, Topics("t"), set(), Position(1, position, 1000, "00D", "https://x", 5_000, "new"))
+def intake(position: int | None = 100, channel: str = CHANNEL) -> Intake:
+    return Intake("acme", channel, Topics("t"), {"Paid__e"}, Position(1, position, 1000, "00D", "https://x", 5_000, "new"))
 
 
 def keys(plan: Plan) -> list[str]:
@@ -45,6 +45,17 @@ def test_every_event_is_a_record_named_by_its_uuid_or_its_position() -> None:
     envelope = Envelope.from_headers(plan.outputs[0].headers)
     assert (envelope.kind, envelope.position, envelope.delivery, envelope.channel) == (Kind.EVENT, 101, "uuid-0001", CHANNEL)
     assert orjson.loads(plan.outputs[0].value or b"") == paid(101, "uuid-0001", Order__c="A")
+
+
+def test_on_a_channel_of_several_each_message_says_which_event_it_is() -> None:
+    def named(message: Any, name: Any) -> Any:
+        return {"data": message["data"] | {"event": message["data"]["event"] | {"EventApiName": name}}, "channel": "/event/Shop__chn"}
+
+    into = intake(channel="/event/Shop__chn")
+    given = [named(paid(101, "uuid-0001"), "Paid__e"), named(paid(102, "uuid-0002"), "Booked__e"), paid(103), named(paid(104), 7)]
+    plan = into.plan(given, 42)
+    assert (keys(plan), plan.unrouted, plan.dead) == (["uuid-0001"], 1, {"ChangeEventError": 2})
+    assert into.position.position == 104
 
 
 @pytest.mark.parametrize(

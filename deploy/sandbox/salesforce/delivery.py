@@ -117,7 +117,8 @@ class Delivery:
         """The event as that user gets it on that channel: enriched ones are one for each record, under the same replay id."""
         custom = self.custom.get(channel)
         names = custom.enriched.get(event.entity) if custom else None
-        for data in self._enriched(event, names) if names else (event.data,):
+        several = custom is not None and self.org.schema.objects[event.entity].event
+        for data in self._enriched(event, names) if names else (_named(event) if several else event.data,):
             yield self.org.access.trimmed(user_id, event.entity, data)
 
     def _enriched(self, event: Published, names: list[str]) -> Iterator[bytes]:
@@ -140,3 +141,9 @@ class Delivery:
                     payload[found.compound] = {str(found.component): value} | inner
             payload["ChangeEventHeader"] = header | {"recordIds": [record_id]}
             yield orjson.dumps(whole | {"payload": payload})
+
+
+def _named(event: Published) -> bytes:
+    """A platform event as a channel of several gives it: it says which it is."""
+    whole = orjson.loads(event.data)
+    return orjson.dumps(whole | {"event": whole["event"] | {"EventApiName": event.entity}})
