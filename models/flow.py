@@ -121,6 +121,7 @@ class Salesforce(Part):
     channels: dict[str, tuple[str, ...]] = Field(default={ALL_CHANGES: ()}, min_length=1)
     api_share: float = Field(default=0.8, gt=0, le=1, description="fraction of the org's API calls of a day that may be used")
     canary: Canary | None = None
+    page: int = Field(default=2000, ge=10, le=2000, description="rows that one call of REST asks for, by snapshots and polls")
     silence: float = Field(default=300.0, gt=0, description="seconds without any reply of the server before the session is given up")
     poll: dict[str, Every] = Field(default_factory=dict, description="sObjects that are polled, not subscribed to, and how often")
     poll_instead: Every = Field(default=60.0, description="how often the others are polled while the org's event allocation is used up")

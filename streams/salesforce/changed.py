@@ -8,7 +8,7 @@ from typing import Any
 from models.errors import TemporaryError
 from models.scrub import scrub
 from streams.salesforce.conditions import changed_since
-from streams.salesforce.rest import PAGE, Answer, Rest, check_id, check_name, json_of, split_fields
+from streams.salesforce.rest import Answer, Rest, check_id, check_name, json_of, split_fields
 
 STAMP = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6})?)(?:Z|\+00:?00)")
 
@@ -29,18 +29,16 @@ def second_of_stamp(raw: Any) -> int | None:
         return None
 
 
-async def changed(
-    rest: Rest, sobject: str, fields: Sequence[str], since: int, after: tuple[str, str] | None, purpose: str, *, limit: int = PAGE
-) -> Answer:
+async def changed(rest: Rest, sobject: str, fields: Sequence[str], since: int, after: tuple[str, str] | None, purpose: str) -> Answer:
     """The next rows, deleted ones too, by (SystemModstamp, Id): from an epoch second on, behind the row `after` (its stamp and Id, as
-    read); fewer than `limit` are the last ones.
+    read); fewer than `rest.page_size` are the last ones.
     """
     first, *others = split_fields(["SystemModstamp", *fields])
     where = changed_since(since)
     if after is not None:
         stamp = check_stamp(after[0])
         where = f"SystemModstamp >= {stamp} AND (SystemModstamp > {stamp} OR Id > '{check_id(after[1])}')"
-    order = f"ORDER BY SystemModstamp, Id LIMIT {limit}"
+    order = f"ORDER BY SystemModstamp, Id LIMIT {rest.page_size}"
     soql = f"SELECT {','.join(first)} FROM {check_name(sobject)} WHERE {where} {order}"  # noqa: S608
     return await rest.whole(sobject, await rest.query(soql, purpose, deleted=True), others, purpose)
 

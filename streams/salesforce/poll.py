@@ -29,7 +29,7 @@ from streams.salesforce.incidents import Cause, Incident
 from streams.salesforce.limits import steady
 from streams.salesforce.messages import id18
 from streams.salesforce.positions import Durable, Position, Positions, output
-from streams.salesforce.rest import PAGE, Here, Rest, Row
+from streams.salesforce.rest import Here, Rest, Row
 from streams.salesforce.retry import Backoff, retried
 from streams.salesforce.rows import row_output
 from streams.salesforce.runs import Run
@@ -190,7 +190,7 @@ class Poll:
         while True:
             durable = await self._durable()
             since = at.second - OVERLAP
-            answer = await changed(self.c.rest, self._sobject, self.c.fields[self.source], since, after, PURPOSE, limit=PAGE)
+            answer = await changed(self.c.rest, self._sobject, self.c.fields[self.source], since, after, PURPOSE)
             self.calls += 1
             if not now and (back := at.turned_back(answer.second, _ms())):
                 log.warning("the org's clock was turned back", source=self.source, seconds=back)
@@ -202,7 +202,7 @@ class Poll:
             newest = min(max(seconds, default=0), now)  # a stamp ahead of the clock moves nothing past it
             at = replace(at, second=max(at.second, newest), now=answer.second, at=_ms())
             await self._hand_on(at, answer.rows, seconds, durable)
-            if len(answer.rows) < PAGE or seconds[-1] > now:
+            if len(answer.rows) < self.c.rest.page_size or seconds[-1] > now:
                 break
             after = (stamps[-1][0], str(answer.rows[-1]["Id"]))
         if whole or now - at.deleted >= DELETED_SECONDS:

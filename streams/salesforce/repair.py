@@ -25,7 +25,7 @@ from streams.publish import TransactionalPublisher
 from streams.salesforce.incidents import Cause, Incident, open_ones, read_incidents
 from streams.salesforce.messages import id18
 from streams.salesforce.positions import Positions
-from streams.salesforce.rest import IDS_PER_CALL, PAGE, Rest
+from streams.salesforce.rest import IDS_PER_CALL, Rest
 from streams.salesforce.retry import retried
 from streams.salesforce.rights import UNPROVEN, sees_all
 from streams.salesforce.rows import read_again
@@ -188,7 +188,7 @@ class Repairs:
             page = await retried(partial(self._rest.page, sobject, ("Id",), last, PURPOSE, deleted=True), PURPOSE)
             ids = [id18(str(row["Id"])) for row in page.rows]
             held.difference_update(ids)
-            more, last = len(ids) == PAGE, ids[-1] if ids else last
+            more, last = len(ids) == self._rest.page_size, ids[-1] if ids else last
         outputs: list[Output] = []
         gone, missing = 0, sorted(held)
         for start in range(0, len(missing), IDS_PER_CALL):

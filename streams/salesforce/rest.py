@@ -36,7 +36,6 @@ TIMEOUT = (10.0, 130.0)
 """Seconds to connect, seconds without a byte. Salesforce ends a query after 120 s."""
 HELD_SECONDS = 2.0
 IDS_PER_CALL = 200
-PAGE = 2000
 FIRST_LOOK, LOOK_SECONDS = 30.0, 600.0
 """Seconds to the first look at the limits, and between two."""
 URI_BYTES = 14_000
@@ -119,6 +118,7 @@ class Rest:
 
     def __init__(self, connection: str, config: Salesforce, login: Login, settings: Settings | None = None) -> None:
         self.connection, self._version, self._login, self._settings = connection, config.version, login, settings
+        self.page_size = config.page
         self.calls: Counter[str] = Counter()
         """Made so far, by purpose."""
         self.held: Callable[[], str] = str
@@ -171,13 +171,13 @@ class Rest:
         return Answer(list(rows.values()), len(rows), second or 0)
 
     async def page(
-        self, sobject: str, fields: Sequence[str], after: str, purpose: str, *, deleted: bool = False, where: str = "", limit: int = PAGE
+        self, sobject: str, fields: Sequence[str], after: str, purpose: str, *, deleted: bool = False, where: str = ""
     ) -> Answer:
-        """The next rows by Id, of those that `where` says (checked SOQL); fewer than `limit` are the last ones."""
+        """The next rows by Id, of those that `where` says (checked SOQL); fewer than `page_size` are the last ones."""
         first, *others = split_fields(fields)
         terms = [f"Id > '{check_id(after)}'"] if after else []
         only = f" WHERE {' AND '.join([*terms, *([where] if where else [])])}" if terms or where else ""
-        soql = f"SELECT {','.join(first)} FROM {check_name(sobject)}{only} ORDER BY Id LIMIT {limit}"  # noqa: S608
+        soql = f"SELECT {','.join(first)} FROM {check_name(sobject)}{only} ORDER BY Id LIMIT {self.page_size}"  # noqa: S608
         return await self.whole(sobject, await self.query(soql, purpose, deleted=deleted), others, purpose)
 
     async def here(self) -> Here:

@@ -28,7 +28,7 @@ from streams.salesforce.jobs import JobReader, Query, drop
 from streams.salesforce.keeper import Keeper, Progress, StoppedError, others
 from streams.salesforce.limits import parse_limits
 from streams.salesforce.positions import Durable, Positions, position_key, read_positions
-from streams.salesforce.rest import PAGE, Answer, Rest
+from streams.salesforce.rest import Answer, Rest
 from streams.salesforce.retry import ended, retried
 from streams.salesforce.rights import same_user
 from streams.salesforce.rows import row_outputs
@@ -211,7 +211,7 @@ class _Work:
         try:
             while k.at.open:
                 durable, answer = await coming
-                rows, done = answer.rows, len(answer.rows) < PAGE
+                rows, done = answer.rows, len(answer.rows) < self._rest.page_size
                 last = str(rows[-1]["Id"]) if rows else k.at.last
                 if rows and not done and last == k.at.last:
                     raise FatalError(f"Salesforce gave the same page of {k.at.source} twice: the run {k.at.run} does not move")
@@ -235,7 +235,7 @@ class _Work:
         async def read() -> tuple[Durable, Answer]:
             durable = await self._durable()
             reason = self._reason.value
-            answer = await self._rest.page(self._sobject, self._fields, last, reason, deleted=self._deleted, where=self._where, limit=PAGE)
+            answer = await self._rest.page(self._sobject, self._fields, last, reason, deleted=self._deleted, where=self._where)
             if not all(isinstance(row.get("Id"), str) for row in answer.rows):
                 raise TemporaryError(f"Salesforce answered with rows of {self._sobject} that have no Id")
             return durable, answer

@@ -28,9 +28,9 @@ async def desk() -> AsyncIterator[Desk]:
         yield found
 
 
-def polling(desk: Desk) -> Any:
+def polling(desk: Desk, **connection: Any) -> Any:
     """Contacts are polled, Accounts subscribed to."""
-    return flow_for(desk.url, poll={"Contact": 1})
+    return flow_for(desk.url, poll={"Contact": 1}, **connection)
 
 
 async def come(settings: Settings) -> dict[str, list[Any]]:
@@ -89,10 +89,9 @@ async def test_it_reads_all_at_first_then_what_changes_and_hands_nothing_on_twic
     assert await inbound(settings, "Contact") == [], "what is polled is not taken from the channel too"
 
 
-async def test_five_hundred_rows_of_one_stamp_come_over_many_pages(settings: Settings, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(poll, "PAGE", 70)
+async def test_five_hundred_rows_of_one_stamp_come_over_many_pages(settings: Settings, desk: Desk) -> None:
     changes = [{"op": "create", "type": "Contact", "values": {"LastName": f"Same {n}"}} for n in range(500)]
-    async with subscribed(settings, polling(desk)) as task:
+    async with subscribed(settings, polling(desk, page=70)) as task:
         await until(desk.state, lambda s: bool(s["sessions"]), task=task)
         made = (await desk.call("POST", "transaction", changes=changes))["ids"]
         await until(lambda: come(settings), lambda rows: rows.keys() >= set(made), task=task)
@@ -155,8 +154,8 @@ async def test_a_cursor_older_than_the_recycle_bin_begins_with_a_full_reading(
 
 
 async def test_kill_9_between_pages_and_lost_sessions_leave_nothing_out(settings: Settings, desk: Desk, tmp_path: Path) -> None:
-    flow = polling(desk)
-    options: dict[str, Any] = {"start_from": "new", "snapshot": True, "pause_seconds": 0.3, "poll_page": 20}
+    flow = polling(desk, page=20)
+    options: dict[str, Any] = {"start_from": "new", "snapshot": True, "pause_seconds": 0.3}
     for fault in ("page-size", "html-503", "empty-body"):
         await desk.fault(fault, times=4)
     await desk.call("POST", "change", rate=40, seconds=5)

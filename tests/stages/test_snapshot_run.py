@@ -12,7 +12,6 @@ from models.envelope import Kind, Reason
 from models.errors import PermanentError, SettingsError
 from models.settings import Settings
 from streams.publish import Publisher
-from streams.salesforce import snapshot
 from streams.salesforce.positions import Position, output
 from streams.salesforce.runs import snapshot_runs
 from streams.salesforce.snapshot import run_snapshot
@@ -58,27 +57,25 @@ async def test_every_live_record_is_in_the_bulk_lane_once_with_where_the_channel
 
 
 async def test_a_killed_snapshot_goes_on_behind_the_last_page_without_losing_or_doubling(
-    settings: Settings, desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, desk: Desk, tmp_path: Path
 ) -> None:
-    flow = flow_for(desk.url)
+    flow = flow_for(desk.url, page=50)
     await desk.fault("slow", variant="rest", times=0, seconds=0.3)
-    first = await start(settings, flow, "snapshot", source="acme/Contact", log=tmp_path / "log", page=50)
+    first = await start(settings, flow, "snapshot", source="acme/Contact", log=tmp_path / "log")
     await until(lambda: rows(settings), lambda found: len(found) >= 100)
     assert await end(first, kill=True) == -9
     before = await rows(settings)
     assert 100 <= len(before) < RECORDS / 2
     await desk.call("DELETE", "faults?name=slow")
-    monkeypatch.setattr(snapshot, "PAGE", 50)
     run = await run_snapshot(settings, flow, "acme/Contact", FIELDS["acme/Contact"])
     assert (run.state, run.rows) == ("done", len(await contacts(desk)))
     assert await rows(settings) == Counter(await contacts(desk))
     assert len(await snapshot_runs(settings)) == 1
 
 
-async def test_a_stopped_snapshot_says_how_far_it_is_and_goes_on(settings: Settings, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshot, "PAGE", 50)
+async def test_a_stopped_snapshot_says_how_far_it_is_and_goes_on(settings: Settings, desk: Desk) -> None:
     stop = asyncio.Event()
-    flow, fields = flow_for(desk.url), FIELDS["acme/Contact"]
+    flow, fields = flow_for(desk.url, page=50), FIELDS["acme/Contact"]
     half = await run_snapshot(settings, flow, "acme/Contact", fields, stop=stop, progress=lambda r: stop.set() if r.rows >= 100 else None)
     assert half.state == "running"
     assert half.rows < len(await contacts(desk))
@@ -107,12 +104,12 @@ async def test_an_org_without_such_records_is_done_at_once(settings: Settings) -
     assert (run.state, run.rows) == ("done", 0)
 
 
-async def test_faults_of_rest_are_waited_out(settings: Settings, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshot, "PAGE", 100)
+async def test_faults_of_rest_are_waited_out(settings: Settings, desk: Desk) -> None:
     await desk.call("POST", "settings", page_size=30)  # several replies a page
     await desk.fault("html-503", variant="rest", times=2)
     stop = asyncio.Event()
-    work = asyncio.create_task(run_snapshot(settings, flow_for(desk.url), "acme/Contact", FIELDS["acme/Contact"], stop=stop))
+    flow = flow_for(desk.url, page=100)
+    work = asyncio.create_task(run_snapshot(settings, flow, "acme/Contact", FIELDS["acme/Contact"], stop=stop))
     await desk.fault("expire-token")
     run = await work
     assert run.state == "done"

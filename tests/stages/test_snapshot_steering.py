@@ -14,7 +14,7 @@ from models.errors import FatalError, SettingsError
 from models.settings import Settings
 from streams.engine.stage import Output
 from streams.publish import Publisher
-from streams.salesforce import brake, bulk, keeper, snapshot
+from streams.salesforce import brake, bulk, keeper
 from streams.salesforce import jobs as jobs_module
 from streams.salesforce.keeper import others
 from streams.salesforce.retry import ended
@@ -38,7 +38,6 @@ async def desk() -> AsyncIterator[Desk]:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshot, "PAGE", 10)
     monkeypatch.setattr(jobs_module, "CHUNK", 10)
     monkeypatch.setattr(bulk, "PART", 20)
     monkeypatch.setattr(jobs_module, "LOOK", 0.05)
@@ -58,7 +57,7 @@ async def state(settings: Settings, *wanted: str, task: Any = None) -> Run:
 
 
 def reading(settings: Settings, desk: Desk, **how: Any) -> "asyncio.Task[Run]":
-    return asyncio.create_task(run_snapshot(settings, flow_for(desk.url), SOURCE, FIELDS[SOURCE], **how))
+    return asyncio.create_task(run_snapshot(settings, flow_for(desk.url, page=10), SOURCE, FIELDS[SOURCE], **how))
 
 
 async def test_a_paused_run_reads_nothing_until_it_is_told_to_go_on(settings: Settings, desk: Desk) -> None:
@@ -93,9 +92,9 @@ async def test_a_stopped_run_ends_for_good_leaves_no_job_and_the_same_command_be
 async def test_a_run_that_was_killed_while_paused_stays_paused_until_somebody_says_otherwise(
     settings: Settings, desk: Desk, tmp_path: Path
 ) -> None:
-    flow = flow_for(desk.url)
+    flow = flow_for(desk.url, page=10)
     await desk.fault("slow", variant="rest", times=0, seconds=0.3)
-    first = await start(settings, flow, "snapshot", source=SOURCE, log=tmp_path / "log", page=10)
+    first = await start(settings, flow, "snapshot", source=SOURCE, log=tmp_path / "log")
     run = await state(settings, "running")
     await ask(settings, run.run, "pause")
     await state(settings, "paused")
@@ -129,7 +128,7 @@ async def test_a_run_that_the_limits_guard_lets_wait_says_so(settings: Settings,
 
 async def test_a_second_start_while_one_runs_is_refused_and_leaves_the_first_alone(settings: Settings, desk: Desk, tmp_path: Path) -> None:
     await desk.fault("slow", variant="rest", times=0, seconds=0.3)
-    first = await start(settings, flow_for(desk.url), "snapshot", source=SOURCE, log=tmp_path / "log", page=10)
+    first = await start(settings, flow_for(desk.url, page=10), "snapshot", source=SOURCE, log=tmp_path / "log")
     await state(settings, "running")
     with pytest.raises(SettingsError, match="works on run snapshot-"):
         await reading(settings, desk)
@@ -199,7 +198,7 @@ async def test_several_sources_are_one_command_that_goes_on_with_what_is_left(se
 
 
 async def test_the_first_start_reads_parents_before_children(settings: Settings, desk: Desk) -> None:
-    async with subscribed(settings, flow_for(desk.url), snapshot=True) as task:
+    async with subscribed(settings, flow_for(desk.url, page=10), snapshot=True) as task:
         await until(
             lambda: snapshot_runs(settings), lambda found: len(found) == 2 and all(r.state == "done" for r in found.values()), task=task
         )

@@ -15,7 +15,7 @@ import orjson
 
 from models.flow import Flow
 from models.settings import Settings
-from streams.salesforce import bulk, jobs, poll, snapshot
+from streams.salesforce import bulk, jobs
 from streams.salesforce.snapshot import run_snapshot
 from streams.salesforce.subscriber import run_subscriber
 from tests.support import fault_points
@@ -27,11 +27,9 @@ async def main(given: dict[str, Any]) -> None:
     fault_points.arm(given["points"])
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    poll.PAGE = options.pop("poll_page", poll.PAGE)  # type: ignore[attr-defined]  # replaced where it is used
     if given["what"] == "subscribe":
         await run_subscriber(settings, flow, "acme", FIELDS, stop=stop, **options)
     else:
-        snapshot.PAGE = options.pop("page", snapshot.PAGE)  # type: ignore[attr-defined]  # replaced where it is used
         jobs.CHUNK, bulk.PART = options.pop("chunk", jobs.CHUNK), options.pop("part", bulk.PART)
         await run_snapshot(settings, flow, given["source"], FIELDS[given["source"]], stop=stop, **options)
 
