@@ -278,6 +278,7 @@ app.command(rich_help_panel=MEND)(cli_routes.replay)
 
 @app.command(rich_help_panel=TRY)
 def demo(
+    example: Annotated[str | None, typer.Argument(metavar="[iterable|gtm-clarity]", help="An example flow, told as a story.")] = None,
     seconds: Annotated[
         str | None, typer.Option("--for", metavar="TIME", help="End by itself after this time (90s, 5m) and compare source and targets.")
     ] = None,
@@ -285,12 +286,22 @@ def demo(
 ) -> None:
     """Show the whole flow on this machine alone: Kafka, PostgreSQL, a sandbox Salesforce and Iterable, and changes going through.
 
-    Example: headrace demo --for 60s --json
+    The example flows end by themselves, after 30 s where nothing is said.
+
+    Example: headrace demo --for 60s --json, headrace demo iterable
     """
     from deploy.context import duration
-    from deploy.demo import run_demo
 
-    raise typer.Exit(run_demo(None if seconds is None else duration(seconds), json))
+    lasting = None if seconds is None else duration(seconds)
+    if example is None:
+        from deploy.demo import run_demo
+
+        raise typer.Exit(run_demo(lasting, json))
+    from deploy.demo_flows import SCENES, run_flow
+
+    if example not in SCENES:
+        raise typer.BadParameter(f"there is no example {example!r}: {' or '.join(SCENES)}, or none", param_hint="example")
+    raise typer.Exit(run_flow(example, lasting, json))
 
 
 @app.command(rich_help_panel=TRY)

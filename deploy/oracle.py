@@ -47,10 +47,10 @@ def compare(salesforce: Ask, iterable: Ask, database: psycopg.Connection, schema
     """The whole demo flow: four objects into PostgreSQL, two into Iterable; `cases`: one more route, acme/Case with its built-in map."""
     verdict = Verdict()
     ways: list[tuple[str, str, Callable[[Row], Row | None]]] = [
-        ("Contact", "person", _person),
-        ("Lead", "person", _person),
-        ("Account", "account", _account),
-        ("Opportunity", "opportunity", _opportunity),
+        ("Contact", "person", expected_person),
+        ("Lead", "person", expected_person),
+        ("Account", "account", expected_account),
+        ("Opportunity", "opportunity", expected_opportunity),
     ]
     if cases:
         ways.append(("Case", "case", _case))
@@ -67,7 +67,7 @@ def compare(salesforce: Ask, iterable: Ask, database: psycopg.Connection, schema
             else:
                 tables[table][record["Id"]] = row
     for table, expected in tables.items():
-        _compare_table(verdict, database, schema, table, expected, kept_out[table])
+        compare_table(verdict, database, schema, table, expected, kept_out[table])
     compare_users(verdict, iterable("/sandbox/users"), records)
     return verdict
 
@@ -76,15 +76,16 @@ def compare_people(salesforce: Ask, database: psycopg.Connection, *, kinds: Iter
     """Only the table of people, of these objects."""
     verdict = Verdict()
     people = [r for name in kinds for r in salesforce(f"/sandbox/records?type={name}")["records"] if not r["IsDeleted"]]
-    rows = {record["Id"]: _person(record) for record in people}
+    rows = {record["Id"]: expected_person(record) for record in people}
     expected = {record_id: row for record_id, row in rows.items() if row is not None}
-    _compare_table(verdict, database, schema, "person", expected, rows.keys() - expected.keys())
+    compare_table(verdict, database, schema, "person", expected, rows.keys() - expected.keys())
     return verdict
 
 
-def _compare_table(
+def compare_table(
     verdict: Verdict, database: psycopg.Connection, schema: str, table: str, expected: dict[str, Row], held: set[str]
 ) -> None:
+    """Rows of a table against those expected, by record id; those in `held` may stand as they were."""
     with database.cursor() as cursor:
         cursor.execute("SELECT to_regclass(%s)", [f'"{schema}"."{table}"'])
         if (found := cursor.fetchone()) is None or found[0] is None:
@@ -138,7 +139,8 @@ def compare_users(verdict: Verdict, answer: Any, records: dict[str, list[Row]]) 
                 verdict.differs(f"user {address} {path}: {got.get(path)!r} instead of {want.get(path)!r}")
 
 
-def _person(record: Row) -> Row | None:
+def expected_person(record: Row) -> Row | None:
+    """The row of a Contact or Lead; None where it lacks what a person needs."""
     address, first, last = _text(record.get("Email")), _text(record.get("FirstName")), _text(record.get("LastName"))
     if not address and not (first and last):
         return None
@@ -155,7 +157,8 @@ def _person(record: Row) -> Row | None:
     return row | {"accountExternalId": None, "company": _text(record.get("Company")), "status": _text(record.get("Status"))}
 
 
-def _account(record: Row) -> Row | None:
+def expected_account(record: Row) -> Row | None:
+    """The row of an Account."""
     return {
         "externalId": record["Id"],
         "name": _text(record["Name"]),
@@ -166,7 +169,8 @@ def _account(record: Row) -> Row | None:
     }
 
 
-def _opportunity(record: Row) -> Row | None:
+def expected_opportunity(record: Row) -> Row | None:
+    """The row of an Opportunity; None where it has no Account."""
     if not record.get("AccountId"):
         return None
     return {

@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -97,13 +97,13 @@ class Rig:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
 
-    def start(self) -> None:
+    def start(self, roles: Sequence[str] = ROLES) -> None:
         """Everything, in the order in which a person would; returns when the subscription and the worker are ready."""
         self.start_services()
-        for role in ("worker", "subscribe", "receive"):
+        for role in roles:
             self.progress(f"starting headrace {role}")
             self.run(role)
-        for role in ("worker", "subscribe", "receive"):
+        for role in roles:
             self.progress(f"waiting for headrace {role}")
             self.wait_ready(role)
 

@@ -196,10 +196,19 @@ class Conformance:
         await bench.give(bench.write(ANN, {"name": "Ann again"}, on_delete=on_delete))
         assert (await bench.rig.held())[ANN]["name"] == "Ann again"
 
-    async def test_ignored_deletes_leave_the_record(self, bench: Bench) -> None:
-        await bench.give(bench.write(ANN, {"name": "Ann"}, on_delete="ignore"))
-        await bench.give(bench.write(ANN, None, on_delete="ignore"))
-        assert await bench.rig.held() == {ANN: {"name": "Ann"}}
+    async def test_what_enters_leaves_and_comes_back_stands_just_while_it_is_in_for_each_on_delete(self, bench: Bench) -> None:
+        kinds: dict[str, OnDelete] = {f"{kind}@example.com": kind for kind in ("tombstone", "delete", "mark", "ignore")}
+
+        def told(fields: Fields | None) -> list[Write]:
+            return [bench.write(key, fields, f"{A}{kind}", on_delete=kind) for key, kind in kinds.items()]
+
+        late = told({"name": "late"})
+        for fields in ({"name": "in"}, {"name": "again"}):
+            for now, standing in ((fields, list(kinds)), (None, ["ignore@example.com"]), (None, ["ignore@example.com"])):
+                await bench.give(*told(now))
+                assert await bench.rig.held() == dict.fromkeys(standing, fields)
+        await bench.give(*late, bulk=True)
+        assert await bench.rig.held() == {"ignore@example.com": {"name": "again"}}
 
     async def test_a_delete_of_what_was_never_written_makes_nothing(self, bench: Bench) -> None:
         for on_delete in ("delete", "tombstone", "mark"):

@@ -32,6 +32,7 @@ class Pipeline:
         self.writes: list[tuple[str, Write]] = []
         self.fetches: list[tuple[dict[str, str], dict[str, str]]] = []
         self.dead: list[DeadLetter] = []
+        self.topics: list[str] = []
         self.offsets: dict[str, int] = {}
 
     async def feed(self, *records: MemoryRecord, commit: bool = True, keep: bool = True) -> list[Write]:
@@ -52,6 +53,7 @@ class Pipeline:
         made = []
         for output in outputs:
             assert output.value is not None
+            self.topics.append(output.topic)
             if ".writes." in output.topic:
                 write = decode_write(output.value).whole()
                 assert output.key == write.kafka_key

@@ -144,3 +144,28 @@ def test_everything_added_goes_out_once_and_in_order(adds: list[tuple[str, int, 
         hand_out()
     assert seen == {key: list(range(count)) for key, count in added.items()}
     assert not any(b.busy("s", number) for number in range(3))
+
+
+class Holding(set[str]):
+    """Topics that people hold."""
+
+    async def ready(self) -> None: ...
+
+    def __call__(self, topic: str) -> bool:
+        return topic in self
+
+
+def test_nothing_of_a_held_topic_goes_out_the_others_go_on_and_nobody_is_expected_to_work_on_it() -> None:
+    hold = Holding({"a", "a.bulk"})
+    b = buffers(live_records=10, depth=2, hold=hold)
+    b.add("a", 0, records("a", 0, 20))
+    b.add("a.bulk", 0, records("a.bulk", 0, 5))
+    assert taken(b) == []
+    assert (b.busy("s", 0), b.due("s", 0), b.wants("a", 0), b.wants("b", 0)) == (True, False, False, True)
+    b.add("b", 0, records("b", 0, 3))
+    assert b.due("s", 0)
+    assert taken(b) == [("b", 0, 3)]
+    b.done("s", 0)
+    hold.clear()
+    assert taken(b)[:1] == [("a", 0, 10)]
+    assert b.due("s", 0)

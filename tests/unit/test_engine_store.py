@@ -281,3 +281,32 @@ def test_marks_are_read_back_and_a_topic_that_was_never_read_has_none(make: Call
     assert store.mark("t.in.x") is None
     store.apply(store.stage(changes), changes, 3)
     assert (store.mark("t.in.x"), store.mark("t.in")) == (120, None)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_pages_give_each_key_once_in_order_uncommitted_changes_included(make: Callable[[], Backend], seed: int) -> None:
+    draw = random.Random(seed)
+    store, _ = fresh(make)
+    model: dict[bytes, bytes] = {}
+    open_: list[tuple[int, Changes]] = []
+    for step in range(40):
+        changes: Changes = [
+            (b"%s|%02d" % (draw.choice([b"a", b"a|", b"b"]), draw.randrange(30)), draw.choice([None, b"x", b"%d" % step]))
+            for _ in range(draw.randrange(1, 6))
+        ]
+        changes = list(dict(changes).items())
+        open_.append((store.stage(changes), changes))
+        for key, value in changes:
+            model.pop(key, None)
+            if value is not None:
+                model[key] = value
+        while open_ and draw.random() < 0.5:
+            token, done = open_.pop(0)
+            store.apply(token, done, step + 1)
+        found: list[tuple[bytes, bytes]] = []
+        most = draw.choice([1, 3, 100])
+        while page := store.page(b"a|", found[-1][0] if found else b"", most):
+            found += page
+            if len(page) < most:
+                break
+        assert found == sorted(item for item in model.items() if item[0].startswith(b"a|"))

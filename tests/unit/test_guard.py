@@ -236,3 +236,24 @@ async def test_once_a_call_is_answered_the_partition_waits_for_nobody() -> None:
     with pytest.raises(CodeError):
         await remote.call()
     assert [reason for reason in remote.partition.waits if reason.endswith("over")] == ["call to remote over"] * 2
+
+
+async def test_what_people_hold_is_not_called_not_even_for_what_is_in_hand_and_the_wait_is_declared() -> None:
+    remote, why = Remote(TemporaryError("busy"), "done"), ["warehouse is paused", "warehouse is paused", ""]
+    remote.guard = Guard("unit", "remote", sleep=remote.sleep, held=lambda: why.pop(0) if why else "")
+    assert await remote.call() == "done"
+    assert remote.calls == 2
+    assert remote.partition.waits[:2] == ["warehouse is paused", "warehouse is paused"]
+
+
+async def test_a_partition_that_is_taken_away_while_people_hold_its_target_is_given_up() -> None:
+    remote = Remote("never")
+    remote.guard = Guard("unit", "remote", sleep=remote.sleep, held=lambda: "paused")
+
+    async def lose(seconds: float) -> None:
+        remote.partition.owned = False
+
+    remote.guard._sleep = lose
+    with pytest.raises(Abandoned):
+        await remote.call()
+    assert remote.calls == 0
