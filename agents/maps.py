@@ -184,12 +184,14 @@ def _check(
             for path in missing:
                 message = f"`key: {path}` is no field of the mapped body"
                 problems.append(Problem(("routes", name, "key"), message, did_you_mean(path, sorted(written))))
-    for path in dict.fromkeys((*(leaf.source for leaf in found.leaves), *(filter.fields if filter else ()))):
+    lines = {source: leaf.line for leaf in reversed(found.leaves) for source in leaf.sources}
+    for path in dict.fromkeys((*lines, *(filter.fields if filter else ()))):
         for sobject in sobjects:
             if path not in ("Name",) and not path.endswith("__c") and sobject and (compound := parts(sobject, path)):
                 message = f"{path} of {sobject} is a compound field"
                 remedy = f"use its parts: {', '.join(flat for _, flat in compound[:5])}"
-                problems.append(Problem(("routes", name, "map"), message, remedy))
+                line = lines.get(path, 0)
+                problems.append(Problem(("routes", name, "map"), message, remedy, found.name if line else None, line))
 
 
 def _way(

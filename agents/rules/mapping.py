@@ -1,13 +1,13 @@
 """Maps: which value of a merged record goes where in a target's record. Compiled once; pure.
 
-Policy for nulls: a null is written as null at its path, so that the target is cleared; that holds for a null parent too (no Account: the
-Company fields are null, each by itself, so that siblings written by others stay). A field that the object does not have, or that a
-webhook did not send, gives no key at all. Types are kept: false stays false.
+Policy for nulls, unless the map says otherwise: a null is written as null at its path, so that the target is cleared; that holds for a
+null parent too (no Account: the Company fields are null, each by itself, so that siblings written by others stay). A field that the
+object does not have, or that a webhook did not send, gives no key at all. Types are kept: false stays false.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple, get_args
 
 from agents.rules.standard_fields import kind_of, may_have
 from agents.rules.transforms import TRANSFORMS, Transform, mail
@@ -16,17 +16,51 @@ from models.errors import PermanentError
 from models.write import Body
 
 ColumnType = Literal["text", "number", "boolean", "date", "datetime", "json"]
+MapType = Literal["text", "number", "integer", "boolean", "date", "datetime", "json"]
+Nulls = Literal["clear", "skip"]
 _MISSING = object()
+
+
+class Step(NamedTuple):
+    """A transform. `name` as written; `gives` the type of what comes out, None where it is that of what came in."""
+
+    name: str
+    run: Transform
+    gives: MapType | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """One value's way. `sobjects`: only from these objects; () from all."""
+    """One value's way.
+
+    instead    further sources, asked in turn while those before give nothing
+    sobjects   only from these objects; () from all
+    type       what the map says the value is, or None
+    default    written where there is no value, in the target's own terms
+    required   a record without this value is refused
+    line       in the map file; 0 of a built-in map
+    """
 
     source: str
     target: tuple[str, ...]
-    transform: Transform | None = None
+    steps: tuple[Step, ...] = ()
     sobjects: tuple[str, ...] = ()
+    instead: tuple[str, ...] = ()
+    type: MapType | None = None
+    nulls: Nulls = "clear"
+    default: Any = None
+    required: bool = False
+    line: int = field(default=0, compare=False)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Every path it reads."""
+        return self.source, *self.instead
+
+    @property
+    def gives(self) -> MapType | None:
+        """Type of what it writes, as far as the map alone tells."""
+        return self.type or next((step.gives for step in reversed(self.steps) if step.gives), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +88,30 @@ class Map:
             return "json"
         if self.entity is not None:
             return ENTITY_COLUMNS[self.entity].get(leaf.target[0], "json")
-        kinds = {kind_of(sobject, leaf.source) for sobject in sobjects if may_have(sobject, leaf.source) is not False}
+        if (given := leaf.gives) is not None:
+            return "number" if given == "integer" else given
+        kinds = {kind_of(sobject, source) for source in leaf.sources for sobject in sobjects if may_have(sobject, source) is not False}
         kind = kinds.pop() if len(kinds) == 1 else None
-        return "text" if leaf.transform is mail else kind or "json"
+        return kind or "json"
+
+
+Read = Callable[[Mapping[str, Any]], Any]
 
 
 @dataclass(slots=True)
 class CompiledMap:
-    """A map for one source's records."""
+    """A map for one source's records. `leaves` are the plain ones, `others` have a function each; both are made of `written`.
+
+    `required` are the paths, in the body, of what must be there.
+    """
 
     name: str
     entity: str | None
     leaves: tuple[tuple[str, tuple[str, ...], str, Transform | None], ...]
     fields: tuple[str, ...] = field(default=())
+    others: tuple[tuple[str, tuple[str, ...], str, Read], ...] = ()
+    required: tuple[tuple[str, ...], ...] = ()
+    written: tuple[Leaf, ...] = ()
 
     def apply(self, values: Mapping[str, Any]) -> Body:
         """The mapped body of a merged record. Raises PermanentError naming the field whose value does not fit."""
@@ -79,24 +124,87 @@ class CompiledMap:
                 try:
                     value = transform(value)
                 except ValueError as error:
-                    raise PermanentError(f"field {source} cannot be mapped by {self.name}: {error}", field=source) from None
+                    raise self._misfit(source, error) from None
             into = body
             for parent in parents:
                 into = into.setdefault(parent, {})
             into[name] = value
+        for source, parents, name, read in self.others:
+            try:
+                value = read(values)
+            except ValueError as error:
+                raise self._misfit(source, error) from None
+            if value is not _MISSING:
+                into = body
+                for parent in parents:
+                    into = into.setdefault(parent, {})
+                into[name] = value
         return body
+
+    def _misfit(self, source: str, error: ValueError) -> PermanentError:
+        return PermanentError(f"field {source} cannot be mapped by {self.name}: {error}", field=source)
 
 
 def compile_map(found: Map, sobject: str, others: Iterable[str] = ()) -> CompiledMap:
     """For records of `sobject` ("" for hooks). A standard field that it lacks and one of `others` (the route's objects) has is left out."""
-    leaves = []
+    chosen = []
     for leaf in found.leaves:
         if leaf.sobjects and sobject not in leaf.sobjects:
             continue
-        if not leaf.sobjects and lacks(sobject, leaf.source, others):
-            continue
-        leaves.append((leaf.source, leaf.target[:-1], leaf.target[-1], leaf.transform))
-    return CompiledMap(found.name, found.entity, tuple(leaves), tuple(dict.fromkeys(leaf[0] for leaf in leaves)))
+        sources = leaf.sources if leaf.sobjects else tuple(source for source in leaf.sources if not lacks(sobject, source, others))
+        if sources:
+            chosen.append(leaf if sources == leaf.sources else replace(leaf, source=sources[0], instead=sources[1:]))
+    plain = [leaf for leaf in chosen if is_plain(leaf)]
+    return CompiledMap(
+        found.name,
+        found.entity,
+        tuple((leaf.source, leaf.target[:-1], leaf.target[-1], compose(leaf.steps)) for leaf in plain),
+        tuple(dict.fromkeys(source for leaf in chosen for source in leaf.sources)),
+        tuple((leaf.source, leaf.target[:-1], leaf.target[-1], _read(leaf)) for leaf in chosen if not is_plain(leaf)),
+        tuple(leaf.target for leaf in chosen if leaf.required),
+        tuple(chosen),
+    )
+
+
+def is_plain(leaf: Leaf) -> bool:
+    """One source, null to null."""
+    return not leaf.instead and leaf.default is None and leaf.nulls == "clear"
+
+
+def compose(steps: tuple[Step, ...]) -> Transform | None:
+    """One function of several; what became null stays null."""
+    if len(steps) < 2:
+        return steps[0].run if steps else None
+    functions = tuple(step.run for step in steps)
+
+    def run(value: Any) -> Any:
+        for function in functions:
+            if value is None:
+                break
+            value = function(value)
+        return value
+
+    return run
+
+
+def _read(leaf: Leaf) -> Read:
+    sources, transform, default, clears = leaf.sources, compose(leaf.steps), leaf.default, leaf.nulls == "clear"
+
+    def read(values: Mapping[str, Any]) -> Any:
+        found = _MISSING
+        for source in sources:
+            value = values.get(source, _MISSING)
+            if value is not None and value is not _MISSING and transform is not None:
+                value = transform(value)
+            if value is not _MISSING:
+                found = value
+                if value is not None:
+                    return value
+        if default is not None:
+            return default
+        return found if clears else _MISSING
+
+    return read
 
 
 def lacks(sobject: str, path: str, others: Iterable[str]) -> bool:
@@ -110,17 +218,20 @@ def lacks(sobject: str, path: str, others: Iterable[str]) -> bool:
     )
 
 
-def identifier(path: tuple[str, ...]) -> Transform | None:
-    """Transform of a plain map's target: the identifier `email` is lower-cased and trimmed, all else is left alone."""
-    return mail if path == ("email",) else None
+def identifier(path: tuple[str, ...]) -> tuple[Step, ...]:
+    """Steps of a plain line: the identifier `email` is lower-cased and trimmed, all else is left alone."""
+    return (Step("mail", mail, "text"),) if path == ("email",) else ()
 
 
 def _entity(sobjects: str, entity: str, *leaves: tuple[str, str, str] | tuple[str, str, str, str]) -> Map:
     made = tuple(
-        Leaf(source, (target,), TRANSFORMS[transform], tuple(only[0].split()) if only else ())
-        for source, target, transform, *only in leaves
+        Leaf(source, (target,), _steps(transform), tuple(only[0].split()) if only else ()) for source, target, transform, *only in leaves
     )
     return Map(entity, made, entity, tuple(sobjects.split()))
+
+
+def _steps(name: str) -> tuple[Step, ...]:
+    return (Step(name, run),) if (run := TRANSFORMS[name]) is not None else ()
 
 
 def _column(annotation: Any) -> ColumnType:

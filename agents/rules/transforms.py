@@ -3,9 +3,10 @@
 A value that does not fit raises ValueError naming the class of the value, never the value.
 """
 
+import re
 from collections.abc import Callable
-from datetime import UTC, date, datetime
-from decimal import Decimal, InvalidOperation
+from datetime import UTC, date, datetime, timedelta, tzinfo
+from decimal import Context, Decimal
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,6 +14,14 @@ Transform = Callable[[Any], Any]
 """Takes a value that is not None; may give None."""
 
 _SPACE = " \t\r\n\f\v\u00a0\u200b\ufeff"
+_BLANKS = re.compile(r"[\s\u200b\ufeff]+")
+_MONEY = r"(?:[A-Z]{3}|[$€£¥₹₩₽₺])?"
+_NUMBER = re.compile(rf"([+-]?){_MONEY}([+-]?)([0-9][0-9.,'\u2019]*|\.[0-9]+)([eE][+-]?[0-9]{{1,9}})?{_MONEY}")
+_GROUP = re.compile(r"[.,'\u2019]")
+_GROUPED = re.compile(r"[0-9]{1,3}([.,'\u2019])(?:[0-9]{2,3}\1)*[0-9]{3}")
+"""Thousands; also of India: 12,34,567."""
+EXACT = Context(prec=200)
+EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 def text(value: Any) -> Any:
@@ -48,36 +57,53 @@ def domain(value: Any) -> Any:
     return host
 
 
-def number(value: Any) -> Any:
-    """A number stays what it is; "1,200", "1e6", "$1,000.50" become numbers; empty becomes null."""
+def number(value: Any, decimal: str | None = None) -> Any:
+    """A number stays what it is; "1,200", "1e6", "$1,000.50", "1.234,5" become numbers; empty becomes null.
+
+    Never rounded: what a JSON number would round (more than 15 to 17 digits) stays text, in plain digits. `decimal` is the decimal sign,
+    None: the last of the two signs where both stand there, a comma in front of three digits parts thousands, and "1,5" is refused.
+    """
     if isinstance(value, bool):
         raise ValueError("boolean is not a number")
     if isinstance(value, int | float):
         return value
     if not isinstance(value, str):
         raise ValueError(f"{kind(value)} is not a number")
-    plain = value.strip(_SPACE).replace("\u00a0", "").replace(" ", "").lstrip("$€£").replace(",", "")
-    if not plain:
+    if (found := _decimal(value, decimal)) is None:
         return None
-    try:
-        found = Decimal(plain)
-    except InvalidOperation:
-        found = Decimal("NaN")
-    if not found.is_finite() or abs(found.adjusted()) > 60:
-        raise ValueError("text is not a number")
     if found == found.to_integral_value() and -(2**63) <= found < 2**63:
         return int(found)
-    return float(found)
+    near = float(found)
+    return near if Decimal(repr(near)) == found else f"{found:f}"
+
+
+def _decimal(value: str, sign: str | None) -> Decimal | None:
+    plain = _BLANKS.sub("", value).replace("\u2212", "-")
+    if not plain:
+        return None
+    parts = _NUMBER.fullmatch(plain)
+    if parts is None or (parts[1] and parts[2]) or len(plain) > 100:
+        raise ValueError("text is not a number")
+    digits = parts[3]
+    if sign is None:
+        comma, dot = digits.rfind(","), digits.rfind(".")
+        one_dot = dot >= 0 and digits.count(".") == 1
+        sign = "," if comma > dot >= 0 else "." if comma >= 0 or one_dot else ","
+    whole, _, rest = digits.partition(sign)
+    if not (whole.isdigit() or not whole or _GROUPED.fullmatch(whole)) or (rest and not rest.isdigit()) or not (whole or rest):
+        raise ValueError("text is not a number")
+    found = EXACT.create_decimal(f"{parts[1]}{parts[2]}{_GROUP.sub('', whole) or '0'}.{rest or '0'}{parts[4] or ''}")
+    if abs(found.adjusted()) > 60:
+        raise ValueError("text is not a number")
+    return found
 
 
 def integer(value: Any) -> Any:
-    """A whole number."""
+    """A whole number of at most 64 bits."""
     found = number(value)
-    if found is None or (isinstance(found, float) and not found.is_integer()):
-        if found is None:
-            return None
-        raise ValueError("number is not whole")
-    return int(found)
+    if isinstance(found, str) or (isinstance(found, float) and not found.is_integer()):
+        raise ValueError("number is not whole, or too large")
+    return None if found is None else int(found)
 
 
 def boolean(value: Any) -> Any:
@@ -89,28 +115,49 @@ def boolean(value: Any) -> Any:
     raise ValueError(f"{kind(value)} is not true or false")
 
 
-def day(value: Any) -> Any:
-    """An ISO date; of a date-time its date."""
+def day(value: Any, zone: tzinfo | None = None) -> Any:
+    """An ISO date; of a date-time its date, as written or in `zone`."""
     plain = text(value)
     if plain is None:
         return None
     try:
-        return date.fromisoformat(plain[:10]).isoformat() if len(plain) == 10 else datetime.fromisoformat(plain).date().isoformat()
-    except (TypeError, ValueError):
+        if len(plain) == 10:
+            return date.fromisoformat(plain).isoformat()
+        found = datetime.fromisoformat(plain)
+        return (found.astimezone(zone) if zone and found.tzinfo else found).date().isoformat()
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{kind(value)} is not a date") from None
 
 
-def moment(value: Any) -> Any:
-    """An ISO date-time with a zone, in UTC."""
+def moment(value: Any, zone: tzinfo = UTC) -> Any:
+    """An ISO date-time in UTC; one without a zone is in `zone`."""
     plain = text(value)
     if plain is None:
         return None
     try:
         found = datetime.fromisoformat(plain)
-    except (TypeError, ValueError):
+        found = (found if found.tzinfo else found.replace(tzinfo=zone)).astimezone(UTC)
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{kind(value)} is not a date-time") from None
-    found = found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
     return found.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def from_millis(value: Any) -> Any:
+    """A date-time from milliseconds since 1970."""
+    if isinstance(value, bool) or not isinstance(found := number(value), int):
+        if isinstance(value, str) and found is None:
+            return None
+        raise ValueError(f"{kind(value)} is not a time in whole milliseconds")
+    try:
+        return moment((EPOCH + timedelta(milliseconds=found)).isoformat())
+    except OverflowError:
+        raise ValueError(f"{kind(value)} is not a time in whole milliseconds") from None
+
+
+def to_millis(value: Any) -> Any:
+    """Milliseconds since 1970 of a date-time."""
+    found = moment(value)
+    return None if found is None else (datetime.fromisoformat(found) - EPOCH) // timedelta(milliseconds=1)
 
 
 def lowercase(value: Any) -> Any:
@@ -148,4 +195,6 @@ TRANSFORMS: dict[str, Transform | None] = {
     "boolean": boolean,
     "date": day,
     "datetime": moment,
+    "from_millis": from_millis,
+    "to_millis": to_millis,
 }
