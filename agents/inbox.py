@@ -1,5 +1,6 @@
 """One record of an in-topic as what it says: its headers and its news. The only place that knows which kind of value is parsed how."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -66,3 +67,13 @@ def delivery_of(record: Record) -> str:
     found = dict(record.headers)
     raw, index = found.get("delivery"), found.get("index")
     return f"{text_of(raw)}|{text_of(index)}" if raw else ""
+
+
+class AsLastSeen:
+    """In the place of a record from Kafka, for the dead letter of a known one: redriven, it tells nothing new and is emitted as it is."""
+
+    def __init__(self, topic: str, partition: int, offset: int, id: str, envelope: Envelope) -> None:
+        self.topic, self.partition, self.offset, self.timestamp = topic, partition, offset, envelope.received
+        self.key: bytes | None = id.encode()
+        self.value: bytes | None = b"{}" if envelope.kind is Kind.HOOK else orjson.dumps({"Id": id})
+        self.headers: Sequence[tuple[str, bytes]] = envelope.headers()

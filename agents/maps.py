@@ -13,6 +13,7 @@ from agents.rules.compound import parts
 from agents.rules.filters import Filter, FilterError, compile_filter
 from agents.rules.mapping import BUILT_IN, ColumnType, Map, compile_map, lacks
 from agents.rules.plan import Plan, make_plan
+from agents.rules.quality import gate
 from agents.rules.ways import Way, key_fields
 from models.errors import SettingsError
 from models.flow import Flow, Route, is_event
@@ -223,5 +224,6 @@ def _way(
         where=filter.matches if filter else None,
         key=facts.key_field or route.key,
         same_key=same_key,
-        required="required" in route.quality,
+        gate=gate(route.quality, found.entity, found.types(sobjects)),
+        once="duplicates" in route.quality,
     )

@@ -6,25 +6,27 @@ fails for one record makes that record's dead letter (of one route, where only t
 
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar, TypeVarTuple
 
 import orjson
 from msgspec import Struct
 
 from agents.guard import per_record
-from agents.inbox import delivery_of, read, text_of
+from agents.inbox import AsLastSeen, delivery_of, read, text_of
 from agents.maps import Maps
 from agents.parked import park
-from agents.rules.emission import Step, forced, next_step
+from agents.rules.emission import Step, forced, lacking, next_step, not_found, outcome_of
 from agents.rules.identity import OWED, Keys, move, owe, writes
-from agents.rules.merge import Lane, Merged, RecordState, merge
+from agents.rules.merge import Lane, RecordState, merge
 from agents.rules.message import Message
 from agents.rules.plan import Plan
+from agents.rules.quality import Fault, faults_of
 from agents.rules.ways import Way
 from agents.rules.writes import encode_write
 from agents.states import States
 from agents.tables import RECORDS, SEEN, Seen, records_key, seen_key
+from agents.tally import Tally, failed
 from models.envelope import ALWAYS_EMITS, Envelope, Headers, Kind, Reason
 from models.errors import PermanentError, SettingsError
 from models.flow import Flow
@@ -70,6 +72,19 @@ def process_stage(flow: Flow, settings: Settings, maps: Maps, held: HeldRoutes =
     )
 
 
+_UNTOLD = Fault("-", "rule", "-")
+"""Of what is no fault of the record but of a rule."""
+
+
+class _Last(Struct):
+    """The last emission of a record in the chunk, a single write: its place among the outputs, and of which run it was."""
+
+    place: int
+    made: Output
+    always: bool
+    run: str | None
+
+
 class _Held(Struct):
     """A record id of the chunk: its key in the table, and what is known of it."""
 
@@ -104,6 +119,10 @@ class _Chunk:
         self.emitted: Counter[tuple[str, str]] = Counter()
         self.paused: frozenset[str] = frozenset()
         self.parked: dict[tuple[str, str], None] = {}
+        self.tally = Tally(STAGE, self.source)
+        self.faults: tuple[Fault, ...] = ()
+        self.last: dict[tuple[str, str], _Last] = {}
+        self.dropped: set[int] = set()
         self._through: dict[Lane, int] | None = None
 
     def run(self) -> Result:
@@ -133,9 +152,19 @@ class _Chunk:
             changes, told = park(self.partition, self.topics, self.source, self.parked)
             state[RECORDS] = [*state.get(RECORDS, ()), *changes]
             self.outputs += told
+        if self.dropped:
+            self.outputs = [made for place, made in enumerate(self.outputs) if place not in self.dropped]
+        changes, results = self.tally.close(RECORDS, self.partition, self.topics, self._now())
+        if results:
+            state[RECORDS] = [*state.get(RECORDS, ()), *changes]
+            self.outputs += results
         if self.noted:
             state[SEEN] = [(key, self.seen[key].encode()) for key in self.noted]
         return Result(self.outputs, state)
+
+    def _now(self) -> int:
+        """Epoch ms by Kafka's clock; by ours where nothing was read from Kafka."""
+        return self.chunk.records[0].timestamp if self.chunk.records else int(time.time() * 1000)
 
     def _load(self, records: Any) -> None:
         ids = {record.key: text_of(record.key) for record in records if record.key}
@@ -173,20 +202,20 @@ class _Chunk:
             if step is EMIT and way.route in self.paused:
                 self.parked[way.route, record_id] = None
             elif step is EMIT:
-                self._guarded(record, way.route, self._emit, way, state, envelope, record_id, record.offset)
+                self._told(record, way, envelope, record_id, self._emit, way, state, envelope, record_id, record.offset)
             elif step is QUERY:
                 self._ask(record_id, plan, envelope if forced(way, envelope) else None)
             elif step is READ:
                 incomplete = True
         if nowhere:
-            self._guarded(record, None, _nowhere, record_id, plan.sobject)
+            self._guarded(record, None, not_found, record_id, plan.sobject)
         if incomplete:
             missing = [path for path in message.lacks if path not in state.values]
             if missing and envelope.reason is Reason.FETCH:
-                self._guarded(record, None, _lacking, missing, plan.sobject)
+                self._guarded(record, None, lacking, missing, plan.sobject)
             else:
                 self._ask(record_id, plan, None)
-        return _outcome(merged, incomplete)
+        return outcome_of(merged, incomplete)
 
     def again(self, id: str, raw: bytes, route: str, run: str) -> bool:
         """A record as it is known, once more to one route; False where it lacks something: then it is asked for, and comes by itself."""
@@ -203,8 +232,8 @@ class _Chunk:
             self._ask(id, self.plan, envelope)
             return False
         if not state.deleted or before.last or before.left:
-            last = _AsLastSeen(self.redrive_to, self.partition.number, max(state.live, state.bulk), id, envelope)
-            self._guarded(last, route, self._emit, way, state, envelope, id, OWED)
+            last = AsLastSeen(self.redrive_to, self.partition.number, max(state.live, state.bulk), id, envelope)
+            self._told(last, way, envelope, id, self._emit, way, state, envelope, id, OWED)
             held.touched = state.keys.get(route, before) != before
         return True
 
@@ -213,12 +242,31 @@ class _Chunk:
         emitted = self.emitted.total()
         for way in self.ways:
             if envelope.route in (None, way.route):
-                self._guarded(record, way.route, self._emit_event, way, message, envelope, text_of(record.key))
+                name = text_of(record.key)
+                self._told(record, way, envelope, name, self._emit_event, way, message, envelope, name)
         return "changed" if self.emitted.total() > emitted else "unchanged"
 
-    def _emit_event(self, way: Way, message: Message, envelope: Envelope, name: str) -> None:
-        if (shaped := way.shape(message.values, name)) is None:
-            return
+    def _told(self, record: Record, way: Way, envelope: Envelope, record_id: str, emit: Callable[[*Ts], bool], *args: *Ts) -> None:
+        """Emit to one route, and count what becomes of the record: one that goes, or that the filter keeps out, is none for quality."""
+        self.faults = (_UNTOLD,)
+        passed = self._guarded(record, way.route, emit, *args)
+        if passed is None:
+            failed(self.tally.of(envelope.run, way.route), record_id, self.faults)
+        elif passed:
+            result = self.tally.of(envelope.run, way.route)
+            result.came += 1
+            result.passed += 1
+
+    def _shape(self, way: Way, values: Mapping[str, Any], record_id: str) -> tuple[str, Body] | None:
+        try:
+            return way.shape(values, record_id)
+        except PermanentError as error:
+            self.faults = faults_of(error)
+            raise
+
+    def _emit_event(self, way: Way, message: Message, envelope: Envelope, name: str) -> bool:
+        if (shaped := self._shape(way, message.values, name)) is None:
+            return False
         write = Write(
             op=Op.WRITE,
             route=way.route,
@@ -239,6 +287,7 @@ class _Chunk:
         topic = self.topics.writes(way.target, bulk=envelope.reason in FLOODS)
         self.outputs.append(Output(topic, write.kafka_key, encode_write(write)))
         self.emitted[way.route, way.target] += 1
+        return True
 
     def _guarded(self, record: Record, route: str | None, rule: Callable[[*Ts], T], *args: *Ts) -> T | None:
         return per_record(STAGE, record, rule, *args, topics=self.topics, redrive_to=self.redrive_to, route=route, dead=self.outputs)
@@ -254,8 +303,8 @@ class _Chunk:
             self.noted[slot] = None
         return first < record.offset
 
-    def _emit(self, way: Way, state: RecordState, envelope: Envelope, record_id: str, offset: int) -> None:
-        shaped = None if state.deleted else way.shape(state.values, record_id)
+    def _emit(self, way: Way, state: RecordState, envelope: Envelope, record_id: str, offset: int) -> bool:
+        shaped = None if state.deleted else self._shape(way, state.values, record_id)
         write = self._write(way, state, envelope, record_id, WRITE, *shaped) if shaped else None
         held = state.keys.get(way.route)
         if write is not None and held is not None and held.last == write.key and not held.left:  # as nearly always
@@ -266,9 +315,27 @@ class _Chunk:
             gone = [self._write(way, state, envelope, record_id, Op.RELEASE, key) for key in released]
             out, held = writes(write, gone, renames=way.renames), keys
         topic = self.topics.writes(way.target, bulk=envelope.reason in FLOODS)
-        self.outputs += [Output(topic, each.kafka_key, encode_write(each)) for each in out]
+        made = [Output(topic, each.kafka_key, encode_write(each)) for each in out]
+        if way.once:
+            self._once(way, record_id, made, write if out == [write] else None, envelope)
+        self.outputs += made
         state.keys[way.route] = held
         self.emitted[way.route, way.target] += len(out)
+        return write is not None
+
+    def _once(self, way: Way, record_id: str, made: list[Output], alone: Write | None, envelope: Envelope) -> None:
+        """The record's last write in this chunk goes in the place of the one before it, where that says nothing else."""
+        before = self.last.pop((way.route, record_id), None)
+        if alone is None:
+            return
+        now = _Last(len(self.outputs), made[0], alone.always, envelope.run)
+        self.last[way.route, record_id] = now
+        if before and (before.made.topic, before.made.key) == (now.made.topic, now.made.key) and before.always <= now.always:
+            self.dropped.add(before.place)
+            result = self.tally.of(before.run, way.route)
+            result.passed -= 1
+            result.removed += 1
+            self.emitted[way.route, way.target] -= 1
 
     def _write(self, way: Way, state: RecordState, envelope: Envelope, record_id: str, op: Op, key: str, body: Body | None = None) -> Write:
         return Write(
@@ -313,16 +380,6 @@ class _Chunk:
 _NONE: dict[Lane, int] = {"live": 0, "bulk": 0}
 
 
-class _AsLastSeen:
-    """In the place of a record from Kafka, for the dead letter of a known one: redriven, it tells nothing new and is emitted as it is."""
-
-    def __init__(self, topic: str, partition: int, offset: int, id: str, envelope: Envelope) -> None:
-        self.topic, self.partition, self.offset, self.timestamp = topic, partition, offset, envelope.received
-        self.key: bytes | None = id.encode()
-        self.value: bytes | None = b"{}" if envelope.kind is Kind.HOOK else orjson.dumps({"Id": id})
-        self.headers: Sequence[tuple[str, bytes]] = envelope.headers()
-
-
 def emit_again(
     source: str,
     known: Sequence[tuple[str, bytes]],
@@ -336,30 +393,5 @@ def emit_again(
 ) -> tuple[Result, int]:
     """Records of the table, (id, value) each, once more to one route, as floods are; and how many lack something and are asked for."""
     work = _Chunk(Chunk(topics.inbound(source, bulk=True), partition.number, ()), partition, topics, maps, states)
-    lacking = sum(not work.again(id, raw, route, run) for id, raw in known)
-    return work._result(), lacking
-
-
-def _nowhere(record_id: str, sobject: str) -> None:
-    """An event told of a record that no target holds and that Salesforce does not show: nothing else would tell of it."""
-    raise PermanentError(
-        f"{sobject} {record_id} is not found in Salesforce, not in the recycle bin either: it was erased before it could be read, or the "
-        "connection's user may not see it; give the user View All Data and redrive",
-        field="Id",
-    )
-
-
-def _lacking(missing: list[str], sobject: str) -> None:
-    raise PermanentError(
-        f"the row read for {sobject} does not hold {', '.join(missing)}, which maps or filters need: give the user the right to see "
-        "the field, or take it out of the map",
-        field=missing[0],
-    )
-
-
-def _outcome(merged: Merged, incomplete: bool) -> str:
-    if merged.redelivery:
-        return "redelivered"
-    if incomplete:
-        return "incomplete"
-    return "changed" if merged.changed or merged.moved else "unchanged"
+    asked = sum(not work.again(id, raw, route, run) for id, raw in known)
+    return work._result(), asked

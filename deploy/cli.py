@@ -270,6 +270,7 @@ def accept_loss(
     raise typer.Exit(runs.accept_loss(flow, what, json))
 
 
+app.command(rich_help_panel=LOOK)(cli_routes.quality)
 app.command(rich_help_panel=RUN)(cli_routes.pause)
 app.command(rich_help_panel=RUN)(cli_routes.resume)
 app.command(rich_help_panel=MEND)(cli_routes.refill)

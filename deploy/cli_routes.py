@@ -1,4 +1,4 @@
-"""The commands of a route's daily life, `pause`, `resume`, `refill`, `replay`: parsed as those in cli.py, which adds them."""
+"""The commands of a route's daily life, `pause`, `resume`, `refill`, `replay`, `quality`: parsed as those in cli.py, which adds them."""
 
 from typing import Annotated
 
@@ -71,3 +71,17 @@ def replay(
     from deploy import runs
 
     raise typer.Exit(runs.replay(flow, route, begin, end, run, json))
+
+
+def quality(
+    route: Annotated[str | None, typer.Argument(help="Only this route: hour by hour, and why records failed.", metavar="[ROUTE]")] = None,
+    flow: FlowOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show how many records came to each route, passed, failed, and were removed as duplicates, by batch; and why they failed.
+
+    Example: headrace quality people
+    """
+    from deploy import quality as command
+
+    raise typer.Exit(command.quality(flow, route, json))

@@ -59,7 +59,8 @@ async def _watch(settings: Settings, flow: Flow, as_json: bool) -> int:
     return 0
 
 
-def _table(title: str, *columns: str) -> Table:
+def table(title: str, *columns: str) -> Table:
+    """A table without lines; a column whose name ends in > is of figures."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(column.strip(">"), justify="right" if column.endswith(">") else "left", overflow="fold")
@@ -96,7 +97,7 @@ def incidents(only_open: bool, as_json: bool) -> int:
     elif not found:
         print("No open incidents." if only_open else "No incidents: Salesforce withheld nothing.")
     else:
-        table = _table(
+        shown = table(
             "incidents",
             "source",
             "cause",
@@ -115,11 +116,11 @@ def incidents(only_open: bool, as_json: bool) -> int:
             scope = f"{i.rows + i.gone} keys" if i.cause == "target" else some
             said = f"{i.detail}; {i.proof}" if i.proof else i.detail
             style = {"open": "yellow", "waiting": "red", "failed": "red", "closed": "green"}[i.state]
-            table.add_row(
+            shown.add_row(
                 i.source,
                 i.cause,
                 Text(i.state, style),
-                _ago(i.opened),
+                ago(i.opened),
                 took,
                 scope,
                 f"{i.rows:,}",
@@ -127,7 +128,7 @@ def incidents(only_open: bool, as_json: bool) -> int:
                 f"{i.calls:,}",
                 Text(printable(said)),
             )
-        Console().print(table)
+        Console().print(shown)
     return 1 if any(i.state == "failed" for i in found) else 0
 
 
@@ -138,11 +139,11 @@ def when(second: int) -> str:
 
 def _grouped(letters: Sequence[DeadLetter]) -> Table:
     counts, newest = Counter(letter.cause for letter in letters), {letter.cause: letter for letter in letters}
-    table = _table("dead letters by cause", "cause", "stage", "route", "how often>", "last>", "reason and what to do")
+    shown = table("dead letters by cause", "cause", "stage", "route", "how often>", "last>", "reason and what to do")
     for cause, count in counts.most_common():
         letter = newest[cause]
-        table.add_row(cause, letter.stage, letter.route or "-", f"{count:,}", _ago(letter.at), Text(letter.reason))
-    return table
+        shown.add_row(cause, letter.stage, letter.route or "-", f"{count:,}", ago(letter.at), Text(letter.reason))
+    return shown
 
 
 def _each(letters: Sequence[DeadLetter]) -> Text:
@@ -153,13 +154,14 @@ def _each(letters: Sequence[DeadLetter]) -> Text:
         value = printable((letter.original_value or b"")[:BEGINNING].decode(errors="replace"))
         tries = f", {letter.attempts} attempts" if letter.attempts > 1 else ""
         text.append(f"{printable(letter.id)}\n", "bold")
-        text.append(f"  {letter.stage}, route {letter.route or '-'}, cause {letter.cause}, {_ago(letter.at)}{tries}\n")
+        text.append(f"  {letter.stage}, route {letter.route or '-'}, cause {letter.cause}, {ago(letter.at)}{tries}\n")
         text.append(f"  {printable(letter.reason)}\n", "red")
         text.append(f"  record {key}{f', field {printable(letter.field)}' if letter.field else ''}: {value or 'no value'}\n", "dim")
     return text
 
 
-def _ago(at: int) -> str:
+def ago(at: int) -> str:
+    """How long ago an epoch ms was."""
     return f"{age(max(0.0, time.time() - at / 1000))} ago"
 
 

@@ -41,6 +41,8 @@ PROCESSED = Counter(
 )
 FETCHED = Counter("headrace_records_fetched_total", "Ids re-read, by outcome", ["connection", "sobject", "outcome"])
 EMITTED = Counter("headrace_writes_emitted_total", "Writes and releases handed to a target's topic", ["route", "target"])
+QUALITY = Counter("headrace_quality_records_total", "Records that came to quality: passed, failed, duplicate", ["route", "outcome"])
+QUALITY_FAULTS = Counter("headrace_quality_faults_total", "Faults of records that failed, by rule", ["route", "cause"])
 CHUNK_SECONDS = Histogram("headrace_chunk_seconds", "From hand-out of a chunk to its commit", ["stage"], buckets=SECONDS)
 CHUNK_RECORDS = Counter("headrace_chunk_records_total", "Records in committed chunks", ["stage"])
 CHUNKS = Counter("headrace_chunks_total", "Committed chunks", ["stage"])

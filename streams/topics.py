@@ -63,6 +63,7 @@ class Topics:
         self.processes = f"{installation}.processes"
         self.pauses = f"{installation}.pauses"
         self.refill = f"{installation}.refill"
+        self.quality = f"{installation}.quality"
 
     def inbound(self, source: str, *, bulk: bool = False) -> str:
         """In-topic of "<connection>/<sObject>" or of a webhook source."""
@@ -118,6 +119,7 @@ class Topics:
             Topic(self.incidents, "incident id", "compact", None, "subscribe, verify", "subscribe, incidents"),
             Topic(self.pauses, "what/name", "compact", None, "pause, resume", "every process, status"),
             Topic(self.refill, "route/partition", "compact", None, "refill, resume, process", "process"),
+            Topic(self.quality, "stage/partition/batch", "compact", None, "process", "quality"),
             Topic(self.processes, "process id", "compact", None, "every process", "status"),
             Topic(self.dead_letters, "dead letter id", "delete", None, "every stage", "dead-letters"),
         ]

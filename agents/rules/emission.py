@@ -6,6 +6,7 @@ from agents.rules.merge import Merged, RecordState
 from agents.rules.message import Message
 from agents.rules.ways import Way
 from models.envelope import Envelope, Kind
+from models.errors import PermanentError
 
 
 class Step(Enum):
@@ -47,3 +48,30 @@ def next_step(way: Way, state: RecordState, merged: Merged, message: Message, en
     if way.query and envelope.kind is Kind.CHANGE:
         return Step.QUERY
     return EMIT if complete else Step.READ
+
+
+def outcome_of(merged: Merged, incomplete: bool) -> str:
+    """What became of a message, as the metrics name it."""
+    if merged.redelivery:
+        return "redelivered"
+    if incomplete:
+        return "incomplete"
+    return "changed" if merged.changed or merged.moved else "unchanged"
+
+
+def not_found(record_id: str, sobject: str) -> None:
+    """An event told of a record that no target holds and that Salesforce does not show: nothing else would tell of it."""
+    raise PermanentError(
+        f"{sobject} {record_id} is not found in Salesforce, not in the recycle bin either: it was erased before it could be read, or the "
+        "connection's user may not see it; give the user View All Data and redrive",
+        field="Id",
+    )
+
+
+def lacking(missing: list[str], sobject: str) -> None:
+    """A row that was read for the record lacks fields: another one would lack them too."""
+    raise PermanentError(
+        f"the row read for {sobject} does not hold {', '.join(missing)}, which maps or filters need: give the user the right to see "
+        "the field, or take it out of the map",
+        field=missing[0],
+    )

@@ -1,20 +1,19 @@
-"""Quality of a mapped record. Here: required fields, the first of three stages. Pure; reasons never hold a value.
+"""Quality of a mapped record, in stages that a route names: `required` and `types`, lists of named checks. Pure; reasons hold no value.
 
-A record that fails is a dead letter of its route; other routes of the record go on.
+A record that fails is a dead letter of its route with all its faults; other routes of the record go on. The third stage, `duplicates`,
+looks at several records (duplicates.py) and so at those alone that passed here: a bad record holds back no good one.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from agents.rules.transforms import kind, text
+from agents.rules.transforms import Transform, boolean, day, integer, kind, mail, moment, number, text
 from models.errors import PermanentError
+from models.write import Body
 
-Body = Mapping[str, Any]
 
-
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(NamedTuple):
     """Why a record fails: the field or fields, the rule, the class of what stood there."""
 
     field: str
@@ -25,42 +24,111 @@ class Fault:
         return f"{self.field}: {self.rule}, found {self.found}"
 
 
-def _has(body: Body, name: str) -> bool:
-    value = body.get(name)
-    return value is not None and (not isinstance(value, str) or bool(text(value)))
+class QualityError(PermanentError):
+    """A record that fails, with every fault."""
+
+    def __init__(self, reason: str, faults: tuple[Fault, ...]) -> None:
+        super().__init__(reason, field=faults[0].field)
+        self.faults = faults
 
 
-def _required(*names: str) -> Callable[[Body], list[Fault]]:
-    def check(body: Body) -> list[Fault]:
-        return [Fault(name, "required", kind(body.get(name))) for name in names if not _has(body, name)]
+@dataclass(frozen=True, slots=True)
+class Need:
+    """A check of the stage `required`: all fields of one of the alternatives are filled. `field` is the one that is told."""
 
-    return check
-
-
-_named = _required("externalId")
-
-
-def _person(body: Body) -> list[Fault]:
-    faults = _named(body)
-    if not _has(body, "email") and not (_has(body, "firstName") and _has(body, "lastName")):
-        found = ", ".join(kind(body.get(name)) for name in ("email", "firstName", "lastName"))
-        faults.append(Fault("email", "email required, or firstName and lastName", found))
-    return faults
+    field: str
+    rule: str
+    any_of: tuple[tuple[str, ...], ...]
 
 
-REQUIRED: dict[str, Callable[[Body], list[Fault]]] = {
-    "person": _person,
-    "account": _required("externalId", "name"),
-    "opportunity": _required("externalId", "name", "accountExternalId"),
-    "task": _named,
-    "case": _named,
+def need(*names: str) -> tuple[Need, ...]:
+    """Each of these fields is filled."""
+    return tuple(Need(name, "required", ((name,),)) for name in names)
+
+
+_PERSON = Need("email", "email required, or firstName and lastName", (("email",), ("firstName", "lastName")))
+REQUIRED: dict[str, tuple[Need, ...]] = {
+    "person": (*need("externalId"), _PERSON),
+    "account": need("externalId", "name"),
+    "opportunity": need("externalId", "name", "accountExternalId"),
+    "task": need("externalId"),
+    "case": need("externalId"),
 }
 """By entity of the map; a plain map has none."""
 
 
-def require(entity: str | None, body: Body, record_id: str) -> None:
-    """Check the required fields. Raises PermanentError with every fault."""
-    rule = REQUIRED.get(entity or "")
-    if rule is not None and (faults := rule(body)):
-        told = "; ".join(map(str, faults))
-        raise PermanentError(f"{entity} {record_id} fails quality: {told}; fill it in the source or change the map", field=faults[0].field)
+def _words(value: Any) -> Any:
+    if isinstance(value, dict | list):
+        raise ValueError(f"{kind(value)} is not text")
+    return text(value)
+
+
+def _trimmed(value: Any) -> Any:
+    """Every text inside."""
+    if isinstance(value, dict):
+        return {name: _trimmed(inner) for name, inner in value.items()}
+    return [_trimmed(inner) for inner in value] if isinstance(value, list) else text(value)
+
+
+TYPES: dict[str, Transform] = {
+    "text": _words,
+    "mail": mail,
+    "number": number,
+    "integer": integer,
+    "boolean": boolean,
+    "date": day,
+    "datetime": moment,
+    "json": _trimmed,
+}
+"""Checks of the stage `types`, by the type that a field of the map has: each gives the value as that type, or raises ValueError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """The checks of one way, compiled once: `required`, and by top-level field its type."""
+
+    required: tuple[Need, ...] = ()
+    types: tuple[tuple[str, str, Transform], ...] = ()
+
+    def check(self, body: Body, record_id: str, what: str = "record") -> None:
+        """Convert `body` in place. Raises QualityError with every fault."""
+        faults: list[Fault] = []
+        for one in self.required:
+            if not any(all(_has(body, name) for name in names) for names in one.any_of):
+                found = ", ".join(dict.fromkeys(kind(body.get(name)) for names in one.any_of for name in names))
+                faults.append(Fault(one.field, one.rule, found))
+        for name, rule, codec in self.types:
+            if (value := body.get(name)) is None:
+                continue
+            try:
+                body[name] = codec(value)
+            except ValueError:
+                faults.append(Fault(name, rule, kind(value)))
+        if faults:
+            told = "; ".join(map(str, faults))
+            raise QualityError(f"{what} {record_id} fails quality: {told}; fill it in the source or change the map", tuple(faults))
+
+
+def gate(stages: Iterable[str], entity: str | None, types: Mapping[str, str], required: Iterable[str] = ()) -> Gate:
+    """The checks of these stages.
+
+    types      by top-level field its type, a key of TYPES; `required`: fields that the map itself demands
+    """
+    named = set(stages)
+    needs = (*REQUIRED.get(entity or "", ()), *need(*required)) if "required" in named else ()
+    typed = tuple((name, rule, TYPES[rule]) for name, rule in types.items()) if "types" in named else ()
+    return Gate(tuple(dict.fromkeys(needs)), typed)
+
+
+def faults_of(error: BaseException | None) -> tuple[Fault, ...]:
+    """Every fault of a record that failed; what a rule of the map refused counts as one."""
+    if isinstance(error, QualityError):
+        return error.faults
+    return (Fault(getattr(error, "field", None) or "-", "map", "-"),)
+
+
+def _has(body: Body, name: str) -> bool:
+    value: Any = body
+    for step in name.split("."):
+        value = value.get(step) if isinstance(value, dict) else None
+    return value is not None and (not isinstance(value, str) or bool(text(value)))

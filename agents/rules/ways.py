@@ -7,7 +7,7 @@ from typing import Any
 
 from agents.rules.filters import Predicate
 from agents.rules.mapping import CompiledMap
-from agents.rules.quality import require
+from agents.rules.quality import Gate
 from models.errors import PermanentError
 from models.write import Body, OnDelete
 
@@ -21,6 +21,7 @@ class Way:
     order      place of the source in the route's `from:`
     fields     paths that must be known before anything is emitted
     key        what names the target record: a path in the body, a template "{a}-{b}", or None: connection and record id
+    once       duplicates are removed: of several emissions of one record in a chunk the last is enough
     """
 
     route: str
@@ -36,15 +37,15 @@ class Way:
     where: Predicate | None
     key: str | None
     same_key: SameKey
-    required: bool
+    gate: Gate
+    once: bool
 
     def shape(self, values: Mapping[str, Any], record_id: str) -> tuple[str, Body] | None:
         """Target key and body of a record that is not deleted; None when the filter keeps it out. Raises PermanentError."""
         if self.where is not None and not self.where(values):
             return None
         body = self.map.apply(values)
-        if self.required:
-            require(self.map.entity, body, record_id)
+        self.gate.check(body, record_id, self.map.entity or "record")
         key = self.same_key(self.object, key_of(body, self.key)) if self.key is not None else None
         if key == "":
             raise PermanentError(f"the field {self.key} is blank: a record of {self.target} cannot be named by it", field=self.key)

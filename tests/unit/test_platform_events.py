@@ -93,7 +93,7 @@ async def test_an_event_is_mapped_and_emitted_once_again_after_a_crash_and_never
     )
     assert [w.revision for w in await p.feed(first)] == [write.revision], "a redelivery says the same again"
     assert await p.feed(record(p, paid(105, "uuid-0001", Order__c="A"), "uuid-0001")) == [], "another position, the same event"
-    assert p.partition.store("records").values == {}
+    assert [key for key in p.partition.store("records").values if not key.startswith(b"\x01quality|")] == []
     again = record(p, paid(101, "uuid-0001", Order__c="A"), "uuid-0001", bulk=True, reason=Reason.REPLAY, run="r", route="paid")
     assert [w.revision for w in await p.feed(again)] == [write.revision], "a replay is not older than what it repeats"
 

@@ -225,7 +225,7 @@ async def test_records_of_a_source_without_a_route_are_counted_and_passed_over()
 async def test_a_state_that_cannot_be_read_is_fatal() -> None:
     p = pipeline()
     await p.feed(create(p))
-    [key] = p.partition.store("records").values
+    [key] = [key for key in p.partition.store("records").values if not key.startswith(b"\x01")]
     p.partition.store("records").values[key] = b'{"f":99}'
     with pytest.raises(FatalError):
         await p.feed(create(p, 11))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from agents.rules.filters import FilterError, compile_filter
 from agents.rules.mapping import BUILT_IN, CompiledMap, compile_map
-from agents.rules.quality import require
+from agents.rules.quality import gate
 from agents.rules.transforms import TRANSFORMS, boolean, day, domain, integer, kind, mail, moment, number, text
 from agents.rules.ways import key_of
 from models.errors import PermanentError
@@ -263,6 +263,10 @@ def test_a_filter_or_its_negation_holds_never_both(record: dict[str, Any], where
     assert compile_filter(where).matches(record) is not compile_filter(f"NOT ({where})").matches(record)
 
 
+def required(entity: str | None, body: dict[str, Any], id: str) -> None:
+    gate(["required"], entity, {}).check(body, id)
+
+
 @pytest.mark.parametrize("email", [None, "", " ", "a@x"])
 @pytest.mark.parametrize("first", [None, "Zoë"])
 @pytest.mark.parametrize("last", [None, "M"])
@@ -271,10 +275,10 @@ def test_a_person_needs_an_id_and_a_mail_or_both_names(email: str | None, first:
     body = {"externalId": id, "email": email, "firstName": first, "lastName": last}
     good = id is not None and (email == "a@x" or (first is not None and last is not None))
     if good:
-        require("person", body, "003")
+        required("person", body, "003")
         return
     with pytest.raises(PermanentError) as caught:
-        require("person", body, "003")
+        required("person", body, "003")
     assert "003" in caught.value.reason
     assert ("externalId: required" in caught.value.reason) == (id is None)
 
@@ -287,16 +291,16 @@ def test_several_faults_give_several_reasons(entity: str, needed: tuple[str, ...
         missing = [name for bit, name in enumerate(needed) if not mask >> bit & 1]
         body = {name: "s3cret" for name in needed if name not in missing}
         if not missing:
-            require(entity, body, "1")
+            required(entity, body, "1")
             continue
         with pytest.raises(PermanentError) as caught:
-            require(entity, body, "1")
+            required(entity, body, "1")
         assert [name for name in needed if f"{name}: required, found null" in caught.value.reason] == missing
         assert "s3cret" not in caught.value.reason
 
 
 def test_a_plain_map_has_no_required_fields() -> None:
-    require(None, {}, "1")
+    required(None, {}, "1")
 
 
 @pytest.mark.parametrize(("key", "expected"), [("a", "1"), ("n.m", "x"), ("{a}-{n.m}", "1-x")])

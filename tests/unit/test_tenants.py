@@ -54,7 +54,8 @@ async def test_equal_ids_are_two_records_and_two_rows_whichever_is_newer(both: P
     assert (first.source, second.source) == (f"acme/Contact/{ID}", f"uat/Contact/{ID}")
     assert [(write.body or {})["title"] for write in (first, second)] == ["of acme", "of uat"]
     assert first.kafka_key != second.kafka_key
-    assert set(both.partition.store(RECORDS).values) == {f"{name}/Contact|{ID}".encode() for name in BOTH}
+    known = {key for key in both.partition.store(RECORDS).values if not key.startswith(b"\x01")}
+    assert known == {f"{name}/Contact|{ID}".encode() for name in BOTH}
 
 
 async def test_what_is_deleted_in_one_stays_in_the_other(both: Pipeline) -> None:

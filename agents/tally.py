@@ -1,0 +1,79 @@
+"""Results of quality: of each batch and route how many records came, passed, failed, were removed as duplicates; and why they failed.
+
+A batch is a run, or an hour of live events. What a chunk made of its records goes to the topic `quality` with the totals of its batch in
+this partition, which stand in the stage's table: one record per batch in a chunk, all in the chunk's transaction. Hours are kept for a
+week, each in the place of the one a week before it.
+"""
+
+from collections import Counter
+
+import msgspec
+
+from agents.rules.quality import Fault
+from streams import metrics
+from streams.engine.stage import Changes, Output, Partition
+from streams.quality import HOURS, Batch, Counted, Failure, Result
+from streams.topics import Topics
+
+HOUR_MS = 3_600_000
+MARK = b"\x01quality|"
+"""No source and no group begins so."""
+
+
+class Tally:
+    """Of one chunk of a stage. `part`: what several are made for in one transaction, and a run is counted by (a step of a refill)."""
+
+    def __init__(self, stage: str, part: str = "") -> None:
+        self.stage, self._part = stage, part
+        self._batches: dict[str | None, dict[str, Result]] = {}
+
+    def of(self, run: str | None, route: str) -> Result:
+        """What the chunk makes of a route's records of one batch."""
+        routes = self._batches.setdefault(run, {})
+        if (found := routes.get(route)) is None:
+            found = routes[route] = Result()
+        return found
+
+    def close(self, table: str, partition: Partition, topics: Topics, timestamp: int) -> tuple[Changes, list[Output]]:
+        """State and records. `timestamp` (epoch ms) of the chunk says which hour it is."""
+        changes: Changes = []
+        outputs: list[Output] = []
+        for run, routes in self._batches.items():
+            hour = timestamp // HOUR_MS
+            name = f"run/{run}/{self._part}" if run else f"live/{hour % HOURS}"
+            key = MARK + name.encode()
+            (raw,) = partition.store(table).get_many([key])
+            batch = _read(raw)
+            if batch is None or (run is None and batch.hour != hour):
+                batch = Batch(run or "", hour, self.stage, partition.number)
+            batch.at, batch.chunk = timestamp, routes
+            for route, result in routes.items():
+                batch.routes.setdefault(route, Counted()).add(result)
+                _measure(route, result)
+            outputs.append(Output(topics.quality, f"{self.stage}/{partition.number}/{name}".encode(), msgspec.json.encode(batch)))
+            batch.chunk = {}
+            changes.append((key, msgspec.json.encode(batch)))
+        return changes, outputs
+
+
+def _read(raw: bytes | None) -> Batch | None:
+    try:
+        return None if raw is None else msgspec.json.decode(raw, type=Batch)
+    except msgspec.DecodeError:
+        return None  # figures for people: they begin anew
+
+
+def _measure(route: str, result: Result) -> None:
+    for outcome, count in (("passed", result.passed), ("failed", result.failed), ("duplicate", result.removed)):
+        if count:
+            metrics.QUALITY.labels(route, outcome).inc(count)
+    rules = Counter(rule for failure in result.failures for _, rule, _ in failure.faults)
+    for rule, count in rules.items():
+        metrics.QUALITY_FAULTS.labels(route, rule).inc(count)
+
+
+def failed(result: Result, record_id: str, faults: tuple[Fault, ...]) -> None:
+    """One record that failed."""
+    result.came += 1
+    result.failed += 1
+    result.failures.append(Failure(record_id, [(fault.field, fault.rule, fault.found) for fault in faults]))
