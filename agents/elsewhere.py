@@ -9,7 +9,7 @@ import time
 import orjson
 
 from models.settings import Settings
-from streams.publish import read_all
+from streams.publish import read_last
 from streams.topics import Topics
 
 ALIVE_MS = 20_000
@@ -28,9 +28,9 @@ class Elsewhere:
         """Of every living worker, as heard at most so many seconds ago. Raises TemporaryError, FatalError (no such topic)."""
         if time.monotonic() - self._read > most_seconds:
             began = time.monotonic()
-            last = {record.key: record for record in await read_all(self._settings, self._topic)}
-            newest = max((record.timestamp for record in last.values()), default=0)
-            living = (record.value for record in last.values() if record.value is not None and record.timestamp > newest - ALIVE_MS)
+            last = (await read_last(self._settings, self._topic)).values()
+            newest = max((record.timestamp for record in last), default=0)
+            living = (record.value or b"" for record in last if record.timestamp > newest - ALIVE_MS)
             self._routes, self._read = frozenset(route for value in living for route in _routes(value)), began
         return self._routes
 

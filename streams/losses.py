@@ -23,7 +23,7 @@ from models.settings import Settings
 from streams.engine.loss import told
 from streams.engine.stage import Output
 from streams.kafka import admin
-from streams.publish import TransactionalPublisher, close_consumer, read_all, read_committed_consumer
+from streams.publish import TransactionalPublisher, close_consumer, read_committed_consumer, read_last
 from streams.salesforce.incidents import Incident
 from streams.topics import Topics
 
@@ -165,11 +165,9 @@ async def _alone(settings: Settings, flow: Flow, topic: str, topics: Topics) -> 
     """A hook's version is its offset: what is moved must not come after what is received meanwhile."""
     if not topic.startswith(topics.inbound("")) or not isinstance(flow.connections.get(topics.parse_inbound(topic).source), Webhook):
         return
-    alive = {}
-    for record in await read_all(settings, topics.processes):
-        said = orjson.loads(record.value) if record.value is not None else {}
-        alive[record.key] = said.get("role") == "receive" and said.get("at", 0) / 1000 > time.time() - RECEIVER_SECONDS
-    if any(alive.values()):
+    last = (await read_last(settings, topics.processes)).values()
+    said = [orjson.loads(record.value or b"{}") for record in last]
+    if any(one.get("role") == "receive" and one.get("at", 0) / 1000 > time.time() - RECEIVER_SECONDS for one in said):
         raise SettingsError(
             f"{topic} was made anew and a receiver still writes to it: stop the receivers (`headrace status`), then repeat this"
         )

@@ -19,7 +19,7 @@ from models.settings import Settings
 from streams import metrics
 from streams.engine.stage import Output
 from streams.follow import Followed
-from streams.publish import Publisher, read_all
+from streams.publish import Publisher, read_last
 from streams.topics import Topics
 
 log = structlog.get_logger()
@@ -73,8 +73,8 @@ def parse_pause(key: bytes | None, value: bytes | None) -> Pause | None:
 
 async def read_pauses(settings: Settings) -> dict[str, Pause]:
     """All pauses by key. Raises TemporaryError, FatalError (no such topic)."""
-    last = {record.key: record for record in await read_all(settings, Topics(settings.installation).pauses)}
-    found = (parse_pause(record.key, record.value) for record in last.values())
+    last = await read_last(settings, Topics(settings.installation).pauses)
+    found = (parse_pause(key, record.value) for key, record in last.items())
     return {pause.key: pause for pause in found if pause is not None}
 
 

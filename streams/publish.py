@@ -343,6 +343,19 @@ async def read_all(settings: Settings, topic: str) -> list[Record]:
     return [record async for batch in read_batches(settings, topic) for record in batch]
 
 
+async def read_last(settings: Settings, topic: str) -> dict[bytes | None, Record]:
+    """The last record of each key of a compacted topic, those that were deleted left out, in the order of writing per partition.
+
+    Raises TemporaryError, FatalError (no such topic).
+    """
+    found: dict[bytes | None, Record] = {}
+    for record in await read_all(settings, topic):
+        found.pop(record.key, None)
+        if record.value is not None:
+            found[record.key] = record
+    return found
+
+
 async def read_batches(settings: Settings, topic: str, partitions: Sequence[int] | None = None) -> AsyncGenerator[list[Record], None]:
     """Everything committed in a topic when the first batch was asked for, in order per partition, never all of it in memory.
 

@@ -13,7 +13,7 @@ from models.errors import FatalError
 from models.flow import is_event
 from models.settings import Settings
 from streams.engine.stage import Output
-from streams.publish import read_all
+from streams.publish import read_last
 from streams.topics import Topics
 
 State = Literal["running", "verified", "failed"]
@@ -66,8 +66,8 @@ def parse_verified(key: bytes | None, value: bytes | None) -> Verified | None:
 
 async def read_verified(settings: Settings) -> Found:
     """The last verification of each route and source. Raises TemporaryError, FatalError."""
-    records = await read_all(settings, Topics(settings.installation).runs)
-    found = (parse_verified(record.key, record.value) for record in records)
+    last = await read_last(settings, Topics(settings.installation).runs)
+    found = (parse_verified(key, record.value) for key, record in last.items())
     return {(one.route, one.source): one for one in found if one is not None}
 
 

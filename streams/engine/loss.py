@@ -18,7 +18,7 @@ from models.dead_letter import DeadLetter, dead_letter
 from models.settings import Settings
 from streams.engine.stage import Output
 from streams.metrics import DEAD
-from streams.publish import read_all
+from streams.publish import read_last
 from streams.topics import Topics
 
 STAGE, ERROR = "engine", "Loss"
@@ -101,10 +101,9 @@ def letter(loss: Loss, topics: Topics) -> Output:
 
 async def told(settings: Settings) -> dict[str, DeadLetter]:
     """Losses that were told and not yet accepted, by id. Raises TemporaryError, FatalError."""
-    found: dict[str, DeadLetter] = {}
-    for record in await read_all(settings, Topics(settings.installation).dead_letters):
-        id = (record.key or b"").decode(errors="replace")
-        found.pop(id, None)
-        if record.value is not None and b'"stage":"engine"' in record.value:
-            found[id] = DeadLetter.model_validate_json(record.value)
-    return found
+    last = await read_last(settings, Topics(settings.installation).dead_letters)
+    return {
+        (key or b"").decode(errors="replace"): DeadLetter.model_validate_json(record.value or b"")
+        for key, record in last.items()
+        if b'"stage":"engine"' in (record.value or b"")
+    }

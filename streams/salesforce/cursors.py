@@ -8,7 +8,7 @@ import orjson
 from models.errors import FatalError
 from models.settings import Settings
 from streams.engine.stage import Output
-from streams.publish import read_all
+from streams.publish import read_last
 from streams.topics import Topics
 
 SLACK_SECONDS = 30
@@ -62,11 +62,5 @@ def parse_cursor(key: bytes | None, value: bytes) -> Cursor:
 
 async def read_cursors(settings: Settings) -> dict[str, Cursor]:
     """All stored cursors by source. Raises TemporaryError, FatalError."""
-    found: dict[str, Cursor] = {}
-    for record in await read_all(settings, Topics(settings.installation).cursors):
-        name = (record.key or b"").decode(errors="replace")
-        if record.value is None:
-            found.pop(name, None)
-        else:
-            found[name] = parse_cursor(record.key, record.value)
-    return found
+    last = await read_last(settings, Topics(settings.installation).cursors)
+    return {(key or b"").decode(errors="replace"): parse_cursor(key, record.value or b"") for key, record in last.items()}

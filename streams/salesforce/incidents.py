@@ -14,7 +14,7 @@ import orjson
 from models.errors import FatalError
 from models.settings import Settings
 from streams.engine.stage import Output
-from streams.publish import read_all
+from streams.publish import read_last
 from streams.topics import Topics
 
 Cause = Literal[
@@ -87,14 +87,9 @@ def parse_incident(key: bytes | None, value: bytes) -> Incident:
 
 async def read_incidents(settings: Settings) -> dict[str, Incident]:
     """All incidents by id, in the order of their opening. Raises TemporaryError, FatalError."""
-    found: dict[str, Incident] = {}
-    for record in await read_all(settings, Topics(settings.installation).incidents):
-        name = (record.key or b"").decode(errors="replace")
-        if record.value is None:
-            found.pop(name, None)
-        else:
-            found[name] = parse_incident(record.key, record.value)
-    return {i.id: i for i in sorted(found.values(), key=lambda i: (i.opened, i.id))}
+    last = await read_last(settings, Topics(settings.installation).incidents)
+    found = (parse_incident(key, record.value or b"") for key, record in last.items())
+    return {i.id: i for i in sorted(found, key=lambda i: (i.opened, i.id))}
 
 
 def open_ones(incidents: Iterable[Incident], sources: Iterable[str]) -> list[Incident]:

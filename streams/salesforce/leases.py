@@ -21,7 +21,7 @@ from models.errors import HeadraceError, TemporaryError
 from models.settings import Settings
 from streams import metrics
 from streams.engine.stage import Output
-from streams.publish import Publisher, close_consumer, partition_of, read_all, reading
+from streams.publish import Publisher, close_consumer, partition_of, read_last, reading
 from streams.salesforce.limits import BUCKET, DAY, Budget
 from streams.topics import Topics
 
@@ -209,12 +209,8 @@ class Leases:
 
 async def read_leases(settings: Settings) -> dict[str, Counter[str]]:
     """Calls of the rolling day by connection and purpose, of all processes, dead ones too. Raises TemporaryError, FatalError."""
-    entries: dict[bytes, Entry] = {}
-    for record in await read_all(settings, Topics(settings.installation).limits):
-        entries.pop(record.key or b"", None)
-        if record.value is not None:
-            entries[record.key or b""] = parse_entry(record.value, record.timestamp)
     found: dict[str, Counter[str]] = {}
-    for key, entry in entries.items():
-        found.setdefault(key.decode(errors="replace").partition("|")[0], Counter()).update(entry.within(time.time()))
+    for key, record in (await read_last(settings, Topics(settings.installation).limits)).items():
+        connection, entry = (key or b"").decode(errors="replace").partition("|")[0], parse_entry(record.value or b"", record.timestamp)
+        found.setdefault(connection, Counter()).update(entry.within(time.time()))
     return found

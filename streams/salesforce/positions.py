@@ -17,7 +17,7 @@ from models.flow import Salesforce
 from models.settings import Settings
 from streams.engine.stage import Output
 from streams.follow import Followed
-from streams.publish import read_all
+from streams.publish import read_last
 from streams.topics import Topics
 
 Start = Literal["new", "retained"]
@@ -117,13 +117,9 @@ def output(topics: Topics, connection: str, channel: str, position: Position) ->
 
 async def read_positions(settings: Settings) -> dict[str, Position]:
     """All stored positions by key, as committed now. Raises TemporaryError, FatalError."""
-    found: dict[str, Position] = {}
-    for record in await read_all(settings, Topics(settings.installation).positions):
-        key = (record.key or b"").decode(errors="replace")
-        found.pop(key, None)
-        if record.value is not None:
-            found[key] = Position.parse(key, record.value)
-    return found
+    last = await read_last(settings, Topics(settings.installation).positions)
+    named = {(key or b"").decode(errors="replace"): record.value or b"" for key, record in last.items()}
+    return {key: Position.parse(key, value) for key, value in named.items()}
 
 
 class Positions:

@@ -15,7 +15,7 @@ import orjson
 from models.errors import FatalError
 from models.settings import Settings
 from streams.engine.stage import Output
-from streams.publish import Publisher, read_all
+from streams.publish import Publisher, read_last
 from streams.topics import Topics
 
 Way = Literal["rest", "bulk"]
@@ -108,11 +108,9 @@ def parse_run(key: bytes | None, value: bytes | None) -> Run | None:
 
 async def snapshot_runs(settings: Settings) -> dict[str, Run]:
     """All snapshot runs by run id. Raises TemporaryError, FatalError."""
-    found: dict[str, Run] = {}
-    for record in await read_all(settings, Topics(settings.installation).runs):
-        if (run := parse_run(record.key, record.value)) is not None:
-            found[run.run] = run
-    return found
+    last = await read_last(settings, Topics(settings.installation).runs)
+    found = (parse_run(key, record.value) for key, record in last.items())
+    return {run.run: run for run in found if run is not None}
 
 
 def new_id() -> str:
