@@ -6,21 +6,19 @@ subscription stood again: what was committed before is in that round, what is co
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 import structlog
 
 from models.errors import PausedError, PermanentError, TemporaryError
-from models.flow import Flow, Salesforce
-from models.settings import Settings
 from streams import metrics
 from streams.engine.stage import Output
+from streams.salesforce.context import Context
 from streams.salesforce.incidents import Cause, Incident, open_ones, read_incidents
 from streams.salesforce.limits import DAILY_EVENTS
 from streams.salesforce.poll import Polls
 from streams.salesforce.positions import Position
-from streams.salesforce.rest import Rest
 from streams.salesforce.retry import retried
 from streams.topics import Topics
 
@@ -36,20 +34,9 @@ SLOWER = 5
 class Allocation:
     """Of one channel, in the process that leads it. `send` stores records in the leader's turn."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        flow: Flow,
-        name: str,
-        config: Salesforce,
-        sources: Sequence[str],
-        fields: Mapping[str, Sequence[str]],
-        rest: Rest,
-        send: Callable[[Sequence[Output]], Awaitable[None]],
-        pause: float,
-    ) -> None:
-        self._settings, self._flow, self._name, self._config, self._sources = settings, flow, name, config, tuple(sources)
-        self._fields, self._rest, self._send, self._pause = fields, rest, send, pause
+    def __init__(self, context: Context, name: str, sources: Sequence[str], send: Callable[[Sequence[Output]], Awaitable[None]]) -> None:
+        self._c, self._name, self._sources, self._send = context, name, tuple(sources), send
+        self._rest, self._pause = context.rest, context.backoff.pause
         self._open: dict[str, Incident] = {}
         self._polls: Polls | None = None
         self._task: asyncio.Task[None] | None = None
@@ -57,7 +44,7 @@ class Allocation:
 
     async def recall(self, position: Position) -> None:
         """Go on with what a predecessor began."""
-        found = open_ones((await retried(lambda: read_incidents(self._settings), CAUSE)).values(), self._sources)
+        found = open_ones((await retried(lambda: read_incidents(self._c.settings), CAUSE)).values(), self._sources)
         self._open = {i.source: i for i in found if i.cause == CAUSE}
         self._since = _since(position)
         self._say()
@@ -73,7 +60,7 @@ class Allocation:
                      opened=now) for source in missing
         ]  # fmt: skip
         if opened:
-            await self._send([incident.output(Topics(self._settings.installation)) for incident in opened])
+            await self._send([incident.output(Topics(self._c.settings.installation)) for incident in opened])
             for i in opened:
                 metrics.INCIDENTS.labels(*i.source.split("/"), i.cause, i.state).inc()
             log.error("event allocation used up", alert=True, channel=self._name, since=self._since, sources=missing)
@@ -128,19 +115,9 @@ class Allocation:
             self._task = self._polls = None
 
     def _start(self) -> None:
-        every = dict.fromkeys(self._open, self._config.poll_instead)
-        self._polls = Polls(
-            self._settings,
-            self._flow,
-            self._name,
-            self._config,
-            every,
-            self._fields,
-            self._rest,
-            since=dict.fromkeys(every, self._since),
-            incidents=self._open,
-            pause=self._pause,
-        )
+        every = dict.fromkeys(self._open, self._c.config.poll_instead)
+        since = dict.fromkeys(every, self._since)
+        self._polls = Polls(self._c, self._name, every, since=since, incidents=self._open)
         self._task = asyncio.create_task(self._polls.run())
 
     def _say(self) -> None:

@@ -4,20 +4,18 @@ It reads from Salesforce and hands rows to the in-topics; the position is the su
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import structlog
 
 from models.errors import PausedError, PermanentError, TemporaryError
-from models.flow import Flow, Salesforce
 from models.scrub import scrub
-from models.settings import Settings
 from streams.salesforce.allocation import CAUSE
+from streams.salesforce.context import Context
 from streams.salesforce.messages import Intake
 from streams.salesforce.parents import order_of
-from streams.salesforce.repair import Living, Repairs
-from streams.salesforce.rest import Rest
+from streams.salesforce.repair import Repairs
 from streams.salesforce.retry import retried
 from streams.salesforce.rights import Rights
 from streams.salesforce.runs import snapshot_runs
@@ -27,27 +25,18 @@ log = structlog.get_logger()
 
 
 class Beside:
-    """Of one channel, as long as this process leads it. Arguments as those of Repairs."""
+    """Of one channel, as long as this process leads it."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        flow: Flow,
-        config: Salesforce,
-        fields: Mapping[str, Sequence[str]],
-        rest: Rest,
-        living: Living | None,
-        name: str,
-        sources: Sequence[str],
-    ) -> None:
-        self._settings, self._flow, self._fields, self._rest, self._sources = settings, flow, fields, rest, sources
-        self._repairs = Repairs(settings, flow, name, config, sources, fields, rest, living, others=[CAUSE])
-        self._rights = Rights(settings, rest, config, {source: fields[source] for source in sources}, self._repairs.store)
+    def __init__(self, context: Context, name: str, sources: Sequence[str]) -> None:
+        self._c, self._rest, self._sources = context, context.rest, sources
+        self._repairs = Repairs(context, name, sources, others=[CAUSE])
+        fields = {source: context.fields[source] for source in sources}
+        self._rights = Rights(context.settings, context.rest, context.config, fields, self._repairs.store)
         self._task: asyncio.Task[None] | None = None
 
-    def start(self, intake: Intake, renew: Callable[[str], None], rights_seconds: float) -> None:
-        """Begin. `renew` ends the session of now; `rights_seconds`: between two looks."""
-        self._task = asyncio.create_task(self._run(intake, renew, rights_seconds))
+    def start(self, intake: Intake, renew: Callable[[str], None]) -> None:
+        """Begin. `renew` ends the session of now."""
+        self._task = asyncio.create_task(self._run(intake, renew))
 
     async def stop(self) -> None:
         """End, wherever it is: what is not done is in Kafka and goes on with the next leader."""
@@ -68,29 +57,29 @@ class Beside:
         """A new subscription stands: what was withheld until now can be read again."""
         await self._rights.reopen()
 
-    async def _run(self, intake: Intake, renew: Callable[[str], None], rights_seconds: float) -> None:
+    async def _run(self, intake: Intake, renew: Callable[[str], None]) -> None:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._repairs.run())
                 group.create_task(self._snapshots())
-                group.create_task(self._look(intake, renew, rights_seconds))
+                group.create_task(self._look(intake, renew))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
 
     async def _snapshots(self) -> None:
         """Those asked for at the first start and not yet done: parents before children, one after another."""
         await self._repairs.idle.wait()
-        runs = (await retried(lambda: snapshot_runs(self._settings), "runs")).values()
+        runs = (await retried(lambda: snapshot_runs(self._c.settings), "runs")).values()
         first = {run.source: run for run in runs if run.open and run.by == "first" and run.source in self._sources}
         head = f"{self._rest.connection}/"
         for sobject in await order_of(self._rest, [source.removeprefix(head) for source in first]):
             run = first[head + sobject]
             try:
-                await run_snapshot(self._settings, self._flow, run.source, self._fields[run.source], run_id=run.run, rest=self._rest)
+                await run_snapshot(self._c.settings, self._c.flow, run.source, self._c.fields[run.source], run_id=run.run, rest=self._rest)
             except PermanentError as error:
                 log.warning("snapshot failed", alert=True, source=run.source, run=run.run, reason=scrub(error.reason))
 
-    async def _look(self, intake: Intake, renew: Callable[[str], None], seconds: float) -> None:
+    async def _look(self, intake: Intake, renew: Callable[[str], None]) -> None:
         """Rights that returned count from the next subscription on."""
         await self._repairs.started.wait()
         while True:
@@ -102,4 +91,4 @@ class Beside:
                     renew("the user sees again what was withheld: subscribing anew")
             except (TemporaryError, PausedError) as error:
                 log.info("rights unknown", connection=self._rest.connection, reason=scrub(error.reason))
-            await asyncio.sleep(seconds)
+            await asyncio.sleep(self._c.rights_seconds)

@@ -1,22 +1,34 @@
-"""What all channels of one connection share in a subscriber. No behaviour."""
+"""What all parts of a subscriber share of its connection: channels, polling, repairs. No behaviour."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from models.flow import Flow, Salesforce
 from models.settings import Settings
 from streams.salesforce.auth import Login
-from streams.salesforce.polled import Readiness
 from streams.salesforce.positions import Start
-from streams.salesforce.repair import Living
 from streams.salesforce.rest import Rest
 from streams.salesforce.retry import Backoff
 from streams.salesforce.rights import LOOK_SECONDS
 
+Living = Callable[[str], Awaitable[set[str]]]
+
+
+class Readiness(Protocol):
+    """What is needed of streams/health.py."""
+
+    def ready(self, name: str, ok: bool, why: str = "") -> None:
+        """Say whether a part is ready."""
+
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What all channels of one connection share."""
+    """Of one connection in this process.
+
+    fields   columns that rows of a source need, by source; living: by source the ids that we hold to be alive
+    backoff  between attempts; its pause is the time between two probes of what is refused
+    """
 
     settings: Settings
     flow: Flow

@@ -17,19 +17,18 @@ import structlog
 from models.change_event import FIRST_EPOCH
 from models.envelope import Reason
 from models.errors import PausedError, PermanentError, TemporaryError
-from models.flow import Flow, Salesforce
 from models.scrub import scrub
-from models.settings import Settings
 from streams import metrics
 from streams.engine.stage import Output
 from streams.publish import TransactionalPublisher
 from streams.salesforce.changed import changed, deleted, in_bin, second_of_stamp
+from streams.salesforce.context import Context
 from streams.salesforce.cursors import Cursor, read_cursors
 from streams.salesforce.incidents import Cause, Incident
 from streams.salesforce.limits import steady
 from streams.salesforce.messages import id18
 from streams.salesforce.positions import Durable, Position, Positions, output
-from streams.salesforce.rest import Here, Rest, Row
+from streams.salesforce.rest import Here, Row
 from streams.salesforce.retry import Backoff, retried
 from streams.salesforce.rows import row_output
 from streams.salesforce.runs import Run
@@ -56,14 +55,10 @@ Told = Callable[[str, TemporaryError | PausedError | PermanentError | None], Non
 
 
 @dataclass(slots=True)
-class Context:
-    """What all polled sources of one leader share."""
+class Shared:
+    """What all polled sources of one leader have in common."""
 
-    settings: Settings
-    flow: Flow
-    config: Salesforce
-    fields: Mapping[str, Sequence[str]]
-    rest: Rest
+    context: Context
     publisher: TransactionalPublisher
     positions: Positions
     topics: Topics
@@ -83,26 +78,22 @@ class Polls:
 
     def __init__(
         self,
-        settings: Settings,
-        flow: Flow,
+        context: Context,
         name: str,
-        config: Salesforce,
         every: Mapping[str, float],
-        fields: Mapping[str, Sequence[str]],
-        rest: Rest,
         *,
         since: Mapping[str, int] | None = None,
         incidents: dict[str, Incident] | None = None,
-        pause: float = 60.0,
         told: Told | None = None,
         opened: Callable[[], None] = lambda: None,
     ) -> None:
+        settings = context.settings
         publisher = TransactionalPublisher(settings, f"{settings.installation}.poll.{name}")
-        self._c = Context(settings, flow, config, fields, rest, publisher, Positions(settings), Topics(settings.installation), opened)
+        self._c = Shared(context, publisher, Positions(settings), Topics(settings.installation), opened)
         self._every, self._since = every, since or {}
         self._incidents = {} if incidents is None else incidents
         self._told = told or (lambda source, error: None)  # noqa: ARG005
-        self._pause = pause
+        self._pause = context.backoff.pause
         self._polls: list[Poll] = []
         self._ending = asyncio.Event()
 
@@ -122,9 +113,10 @@ class Polls:
 
     async def run(self) -> None:
         """For ever, or until the end that `end()` asks for. Raises FatalError."""
+        settings = self._c.context.settings
         await retried(self._c.publisher.start, PURPOSE)  # fences first
         try:
-            stored = await retried(lambda: read_cursors(self._c.settings), PURPOSE)  # then reads
+            stored = await retried(lambda: read_cursors(settings), PURPOSE)  # then reads
             self._polls = [Poll(self._c, source, stored.get(source), self._since.get(source)) for source in self._every]
             async with asyncio.TaskGroup() as group:
                 for poll in self._polls:
@@ -172,7 +164,7 @@ class Polls:
 class Poll:
     """One source. `_seen`: second and fingerprint of what was handed on within the overlap, by id."""
 
-    c: Context
+    c: Shared
     source: str
     cursor: Cursor | None
     since: int | None
@@ -190,7 +182,7 @@ class Poll:
         while True:
             durable = await self._durable()
             since = at.second - OVERLAP
-            answer = await changed(self.c.rest, self._sobject, self.c.fields[self.source], since, after, PURPOSE)
+            answer = await changed(self.c.context.rest, self._sobject, self.c.context.fields[self.source], since, after, PURPOSE)
             self.calls += 1
             if not now and (back := at.turned_back(answer.second, _ms())):
                 log.warning("the org's clock was turned back", source=self.source, seconds=back)
@@ -202,7 +194,7 @@ class Poll:
             newest = min(max(seconds, default=0), now)  # a stamp ahead of the clock moves nothing past it
             at = replace(at, second=max(at.second, newest), now=answer.second, at=_ms())
             await self._hand_on(at, answer.rows, seconds, durable)
-            if len(answer.rows) < self.c.rest.page_size or seconds[-1] > now:
+            if len(answer.rows) < self.c.context.rest.page_size or seconds[-1] > now:
                 break
             after = (stamps[-1][0], str(answer.rows[-1]["Id"]))
         if whole or now - at.deleted >= DELETED_SECONDS:
@@ -227,13 +219,13 @@ class Poll:
         return self.source.partition("/")[2]
 
     async def _durable(self) -> Durable:
-        return await self.c.positions.durable(self.source.partition("/")[0], self.c.config, self._sobject)
+        return await self.c.positions.durable(self.source.partition("/")[0], self.c.context.config, self._sobject)
 
     async def _begin(self) -> Cursor:
         """Where this round begins: full at the first time, and where deleted records may have left the recycle bin since the last."""
         if self.cursor is not None and self.cursor.full:
             return self.cursor
-        here = await self.c.rest.here()
+        here = await self.c.context.rest.here()
         if self.cursor is not None and self.cursor.org not in ("", here.org):
             async with self.c.moving:  # one source after another: the epoch rises once
                 self.cursor = await self._moved(here)
@@ -250,19 +242,19 @@ class Poll:
 
     async def _moved(self, here: Here) -> Cursor:
         """To another org: all is read again, by an incident's repair, in an epoch that wins over whatever its stamps say."""
-        c, connection, epoch = self.c, self.c.rest.connection, FIRST_EPOCH
-        channel, outputs = c.config.channel_of(self._sobject), []
+        c, context, epoch = self.c, self.c.context, FIRST_EPOCH
+        connection, channel, outputs = context.connection, context.config.channel_of(self._sobject), []
         position = await c.positions.stored(connection, channel)
         if position is not None and position.org == here.org:
             epoch = position.epoch
-        elif channel in c.flow.channels(connection):
+        elif channel in context.flow.channels(connection):
             raise TemporaryError(f"{self.source} belongs to another org now: it is polled once the subscription of {channel} knows that")
         else:
             position = position or Position(FIRST_EPOCH, None, None, "", "", here.second * 1000, "new")
             position = replace(position.risen(None, None), org=here.org, instance=here.instance)
             epoch, outputs = position.epoch, [output(c.topics, connection, channel, position)]
         cause: Cause = "org changed"
-        if self._sobject in c.config.poll:  # else the subscription says so
+        if self._sobject in context.config.poll:  # else the subscription says so
             name, why = f"{connection}.poll@{epoch}/{self.source}/{cause}", f"the org is now another one, at {here.instance}"
             incident = Incident(name, self.source, cause, why, opened=int(time.time() * 1000))
             outputs.append(incident.output(c.topics))
@@ -276,7 +268,7 @@ class Poll:
 
     async def _full(self, at: Cursor) -> Cursor:
         """Every record, by a snapshot's run; what changes meanwhile is read by the first round after it."""
-        c = self.c
+        c = self.c.context
         run = await run_snapshot(c.settings, c.flow, self.source, c.fields[self.source], run_id=at.full, rest=c.rest)
         self.cursor = await self._store(replace(at, full="", second=0 if run.state == "failed" else at.second), [])
         if run.state == "failed":
@@ -299,17 +291,17 @@ class Poll:
         """Records that were deleted since the last such question and are no rows any more: purged from the recycle bin."""
         start = max(at.deleted - OVERLAP, now - KNOWN_DAYS * 86_400)
         try:
-            ids, covered = await deleted(self.c.rest, self._sobject, start, now, PURPOSE)
+            ids, covered = await deleted(self.c.context.rest, self._sobject, start, now, PURPOSE)
         except PermanentError as error:
             log.warning("deleted records are not told", source=self.source, reason=scrub(error.reason))
             return replace(at, deleted=now)
         at = replace(at, deleted=max(at.deleted, covered))
         self.calls += 1 + bool(ids)
-        missing = {id18(id) for id in ids} - (await in_bin(self.c.rest, self._sobject, start, PURPOSE) if ids else set())
+        missing = {id18(id) for id in ids} - (await in_bin(self.c.context.rest, self._sobject, start, PURPOSE) if ids else set())
         if not missing:
             return at
         durable = await self._durable()
-        answer = await self.c.rest.by_ids(self._sobject, ["Id"], sorted(missing), PURPOSE)  # it may have been undeleted
+        answer = await self.c.context.rest.by_ids(self._sobject, ["Id"], sorted(missing), PURPOSE)  # it may have been undeleted
         missing -= {id18(str(row["Id"])) for row in answer.rows}
         outputs = [self._output({"attributes": {"type": self._sobject}, "Id": id}, durable, gone=answer.second) for id in missing]
         if outputs:

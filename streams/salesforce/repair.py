@@ -7,7 +7,7 @@ target and merges nothing: rows go the way of all rows, where one place decides 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -16,16 +16,15 @@ from typing import get_args
 import structlog
 
 from models.errors import PermanentError
-from models.flow import Flow, Salesforce
-from models.settings import Settings
 from streams import metrics
 from streams.engine.stage import Output
 from streams.losses import accept_removed
 from streams.publish import TransactionalPublisher
+from streams.salesforce.context import Context, Living
 from streams.salesforce.incidents import Cause, Incident, open_ones, read_incidents
 from streams.salesforce.messages import id18
 from streams.salesforce.positions import Positions
-from streams.salesforce.rest import IDS_PER_CALL, Rest
+from streams.salesforce.rest import IDS_PER_CALL
 from streams.salesforce.retry import retried
 from streams.salesforce.rights import UNPROVEN, sees_all
 from streams.salesforce.rows import read_again
@@ -43,32 +42,19 @@ LOOK_SECONDS = 30.0
 LOSS_SECONDS = 300.0
 """So often for losses of Kafka's that nobody need decide about: all dead letters are read for it."""
 
-Living = Callable[[str], Awaitable[set[str]]]
-
 
 class Repairs:
-    """The repairs of one channel. `name` is the channel's, for the producer; `fields`: columns to read, by source; `living`: by source the
-    ids that we hold to be alive; `others`: causes that somebody else closes.
-    """
+    """The repairs of one channel, or of what is polled. `name`: for the producer; `others`: causes that somebody else closes."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        flow: Flow,
-        name: str,
-        config: Salesforce,
-        sources: Sequence[str],
-        fields: Mapping[str, Sequence[str]],
-        rest: Rest,
-        living: Living | None = None,
-        *,
-        others: Collection[Cause] = (),
-    ) -> None:
-        self._settings, self._flow, self._config, self._sources, self._living = settings, flow, config, tuple(sources), living
-        self._fields, self._rest, self._elsewhere = fields, rest, frozenset(others)
-        self._topics = Topics(settings.installation)
-        self._publisher = TransactionalPublisher(settings, f"{settings.installation}.repair.{name}")
-        self._positions = Positions(settings)
+    def __init__(self, context: Context, name: str, sources: Sequence[str], *, others: Collection[Cause] = ()) -> None:
+        c = context
+        self._settings, self._flow, self._config, self._fields, self._rest, self._living = (
+            c.settings, c.flow, c.config, c.fields, c.rest, c.living,
+        )  # fmt: skip
+        self._sources, self._elsewhere = tuple(sources), frozenset(others)
+        self._topics = Topics(c.settings.installation)
+        self._publisher = TransactionalPublisher(c.settings, f"{c.settings.installation}.repair.{name}")
+        self._positions = Positions(c.settings)
         self._wake = asyncio.Event()
         self.started = asyncio.Event()
         self.idle = asyncio.Event()

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from models.settings import Settings
-from streams.salesforce import leader, subscriber
+from streams.salesforce import channel as channels
+from streams.salesforce import leader
 from streams.salesforce.context import Context
 from streams.salesforce.retry import Backoff
 from tests.support.salesforce import FIELDS, flow_for
@@ -42,12 +43,12 @@ class Readiness:
 
 async def test_one_that_lost_its_lead_in_trouble_is_ready_again_while_it_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seen after a SIGSTOP: unready for ever, though it stood by."""
-    monkeypatch.setattr(subscriber, "Leadership", Leadership)
+    monkeypatch.setattr(channels, "Leadership", Leadership)
     flow, told, begun = flow_for("http://localhost:9"), Readiness(), asyncio.Event()
     settings: Any = Settings(state=tmp_path)
     nothing: Any = None
     context = Context(settings, flow, "acme", flow.connections["acme"], FIELDS, nothing, nothing, None, False, Backoff(), told)  # type: ignore[arg-type]
-    channel = subscriber._Channel(context, "/data/ChangeEvents")
+    channel = channels.Channel(context, "/data/ChangeEvents")
 
     async def trouble() -> None:
         channel._say(False, "Kafka is away")
