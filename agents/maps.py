@@ -224,6 +224,6 @@ def _way(
         where=filter.matches if filter else None,
         key=facts.key_field or route.key,
         same_key=same_key,
-        gate=gate(route.quality, found.entity, found.types(sobjects)),
+        gate=gate(route.quality, found.entity, found.types(sobjects), map(".".join, compiled.required)),
         once="duplicates" in route.quality,
     )

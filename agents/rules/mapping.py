@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, get_args
 
 from agents.rules.standard_fields import kind_of, may_have
-from agents.rules.transforms import TRANSFORMS, Transform, integer, mail
+from agents.rules.transforms import TRANSFORMS, Transform, mail
 from models import entity as entities
 from models.errors import PermanentError
 from models.write import Body
@@ -85,8 +85,9 @@ class Map:
 
     def types(self, sobjects: Iterable[str] = ()) -> dict[str, str]:
         """By top-level field its type, as agents/rules/quality.py names them: finer than a column's."""
-        mails = {leaf.target[0] for leaf in self.leaves if len(leaf.target) == 1 and (leaf.transform is mail or leaf.target == ("email",))}
-        whole = {leaf.target[0] for leaf in self.leaves if len(leaf.target) == 1 and leaf.transform is integer}
+        top = [leaf for leaf in self.leaves if len(leaf.target) == 1]
+        mails = {leaf.target[0] for leaf in top if leaf.target == ("email",) or any(step.run is mail for step in leaf.steps)}
+        whole = {leaf.target[0] for leaf in top if leaf.gives == "integer"}
         return {name: "mail" if name in mails else "integer" if name in whole else kind for name, kind in self.columns(sobjects).items()}
 
     def _type(self, leaf: Leaf, sobjects: tuple[str, ...]) -> ColumnType:
