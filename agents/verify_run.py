@@ -8,19 +8,24 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+import structlog
+
 from agents.maps import Maps, load_maps
 from agents.targets import make_target
 from agents.targets.base import TargetLike
 from agents.verify import Found, Seen, Show, SourceCheck, patiently
 from agents.verify_targets import RouteCheck, RouteFound
-from models.errors import HeadraceError, SettingsError
+from models.errors import HeadraceError, SettingsError, TemporaryError
 from models.flow import Flow
 from models.scrub import scrub
 from models.settings import Settings
+from streams.pauses import read_pauses
 from streams.publish import Publisher
 from streams.salesforce.rest import Rest
 from streams.topics import Topics
 from streams.verified import Verified, read_verified
+
+log = structlog.get_logger()
 
 
 async def verify_source(
@@ -30,6 +35,7 @@ async def verify_source(
 
     Raises SettingsError, PermanentError, TemporaryError, PausedError, FatalError: then nothing new is claimed.
     """
+    routes = await _going_on(settings, routes)
     publisher = Publisher(settings)
     before = await patiently(partial(read_verified, settings))
     fresh = [Verified(name, source, flow.routes[name].to, "running", int(time.time() * 1000)) for name in routes]
@@ -50,6 +56,17 @@ async def verify_source(
         return found, by_route
     finally:
         await publisher.stop()
+
+
+async def _going_on(settings: Settings, routes: Sequence[str]) -> list[str]:
+    """Those that nobody paused: what a paused one has not told yet is no difference. Raises TemporaryError where none is left."""
+    pauses = await patiently(partial(read_pauses, settings))
+    held = {name: pauses[f"route/{name}"] for name in routes if f"route/{name}" in pauses}
+    for name, pause in held.items():
+        log.warning("not verified", route=name, reason=str(pause))
+    if len(held) == len(routes):
+        raise TemporaryError(f"{'; '.join(map(str, held.values()))}: verify when it goes on")
+    return [name for name in routes if name not in held]
 
 
 async def _compare(

@@ -192,6 +192,8 @@ def test_a_paused_route_tells_what_changed_once_it_is_resumed_and_others_of_its_
         assert held["waiting"] > 0
         wrong = [text for text in compare_now(flow, database).differences if not text.startswith("person 00Q")]
         assert wrong == [], "only leads wait"
+        code, printed = flow.command("verify", "acme/Lead", "--target", "warehouse")
+        assert (code, "route leads is paused" in printed) == (1, True), printed
         flow.kill("worker")
         assert flow.command("resume", "leads")[0] == 0
         assert settle(flow, database).equal

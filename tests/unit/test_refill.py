@@ -20,7 +20,7 @@ from streams.refills import Progress, Step, parked_of, refills_of
 from tests.support.flows import CONTACTS, PEOPLE, flow, maps
 from tests.support.memory import MemoryPartition, MemoryRecord
 from tests.support.pipeline import TOPICS, Pipeline
-from tests.unit.test_process import ROW, WHOLE
+from tests.unit.test_process import ORDERS, ROW, WHOLE, hook
 
 BOTH = {"contacts": CONTACTS, "again": CONTACTS | {"object": "copy", "where": "Title != 'Secret'"}}
 
@@ -203,6 +203,14 @@ async def test_a_record_that_fails_is_a_dead_letter_that_can_be_redriven_and_the
     [letter] = desk.dead
     assert [letter.id] == first, "the same failure again is recognised"
     assert (letter.route, letter.redrive_to, letter.original_key) == ("keyed", TOPICS.inbound("acme/Contact"), of(1).encode())
+
+
+async def test_bodies_of_a_webhook_are_told_again_too() -> None:
+    desk = Desk(orders=ORDERS)
+    await desk.feed(hook(desk, {"order": {"id": "order-1", "total": 5}}, "d1"), hook(desk, {"order": {"id": "order-1", "total": 6}}, "d2"))
+    [*_, (_, last)] = desk.writes
+    desk.ask(Step("orders", "run"))
+    assert [(w.key, w.body) for w in await desk.all()] == [(last.key, last.body)]
 
 
 @pytest.mark.parametrize("value", [b"", b"{", b"[]", b"null", b'{"route": 3}', b'{"seen": 1}', b"\xff", None])
