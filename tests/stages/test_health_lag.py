@@ -105,6 +105,7 @@ async def test_each_topic_that_a_stage_reads_is_there_once(desk: Desk) -> None:
         ("process", ".in.acme.Contact.bulk"),
         ("process", ".in.shop"),
         ("process", ".in.shop.bulk"),
+        ("process", ".refill"),
         ("write", ".writes.w"),
         ("write", ".writes.w.bulk"),
     ]

@@ -4,12 +4,15 @@ Started at first use and stopped at the end of the session. Local ones get the f
 so that what a killed session left is found and removed. A test that kills or suspends a server has a local one of its own instead, always.
 """
 
+import asyncio
 import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import GroupCoordinatorNotAvailableError
 
 from deploy.local import Endpoints, FolderInUseError, LocalServices
 from deploy.local.services import KAFKA_VARIABLE, POSTGRES_VARIABLE
@@ -53,10 +56,27 @@ def start_in_free_folder(kafka: bool, postgres: bool, parent: Path = _FOLDERS) -
     raise RuntimeError(f"{_MOST_SESSIONS} test sessions run in {parent} already.")
 
 
+async def coordinator(address: str) -> None:
+    """Until there is one."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=address)
+    await admin.start()
+    try:
+        async with asyncio.timeout(60):
+            while True:
+                try:
+                    await admin.find_coordinator("first")
+                    return
+                except GroupCoordinatorNotAvailableError:
+                    await asyncio.sleep(0.2)
+    finally:
+        await admin.close()
+
+
 @pytest.fixture(scope="session")
 def kafka(pytestconfig: pytest.Config) -> Iterator[str]:
-    """host:port of a Kafka."""
+    """host:port of a Kafka that has a coordinator for groups: a fresh broker makes its topic of offsets for the first one who asks."""
     with server("kafka", not pytestconfig.getoption("--no-containers")) as address:
+        asyncio.run(coordinator(address))
         yield address
 
 
