@@ -30,6 +30,8 @@ class TargetFacts(Protocol):
     @property
     def default_object(self) -> str | None: ...
 
+    @staticmethod
+    def refusal(name: str) -> str | None: ...
     def same_key(self, object: str, key: str) -> str: ...
 
 
@@ -185,6 +187,10 @@ def _check(
             for path in missing:
                 message = f"`key: {path}` is no field of the mapped body"
                 problems.append(Problem(("routes", name, "key"), message, did_you_mean(path, sorted(written))))
+    for leaf in found.leaves:
+        if (reason := facts.refusal(leaf.target[0])) is not None:
+            at = (found.name, leaf.line) if leaf.line else (None, 0)
+            problems.append(Problem(("routes", name, "map"), reason, "give the field another target path", *at))
     lines = {source: leaf.line for leaf in reversed(found.leaves) for source in leaf.sources}
     for path in dict.fromkeys((*lines, *(filter.fields if filter else ()))):
         for sobject in sobjects:

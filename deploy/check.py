@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from agents.maps import MapsError, load_maps
+from agents.rules.ways import Way
 from agents.targets import find_target, known_types, make_target
 from deploy.check_org import Misfit, Org
 from deploy.context import read_settings
@@ -28,7 +29,7 @@ from streams.salesforce.auth import RETIRING, Login
 from streams.salesforce.rest import Rest
 from streams.salesforce.rights import sees_all, views_all_data
 from streams.salesforce.tokens import Vault
-from streams.yaml_lines import Mistake, did_you_mean, read_yaml
+from streams.yaml_lines import Mistake, did_you_mean
 
 PATIENCE = 30.0
 
@@ -155,7 +156,10 @@ async def _check_org(found: FlowFile, name: str, connection: Salesforce, setting
             if source.startswith(f"{name}/"):
                 for way in maps.ways(source):
                     for misfit in await asyncio.wait_for(org.misfits(source.partition("/")[2], sorted(way.fields)), PATIENCE):
-                        _tell(found, way.route, misfit)
+                        _tell(found, way, misfit)
+                    if not is_event(source):
+                        for misfit in await asyncio.wait_for(org.map_misfits(source.partition("/")[2], way.map.written), PATIENCE):
+                            _tell(found, way, misfit)
         await asyncio.wait_for(_check_sight(found, name, connection, rest), PATIENCE)
         unknown = await asyncio.wait_for(org.misfits(connection.canary.event, ()), PATIENCE) if connection.canary is not None else []
         if unknown and connection.canary is not None:
@@ -191,18 +195,15 @@ async def _check_sight(found: FlowFile, name: str, connection: Salesforce, rest:
             found.document.wrong(("connections", name), message, "give the integration user View All Records, or View All Data")
 
 
-def _tell(found: FlowFile, route: str, misfit: Misfit) -> None:
+def _tell(found: FlowFile, way: Way, misfit: Misfit) -> None:
     """At the line of the map file that reads the field, else at the route's."""
-    place = ("routes", route, "from") if misfit.path is None else ("routes", route, "map")
-    message = f"route {route}: {misfit.message}"
-    path = Path(found.flow.folder) / found.flow.routes[route].map
-    if misfit.path is not None and path.suffix in (".yaml", ".yml", ".json"):
-        document = read_yaml(path, None)
-        if (misfit.path,) in document.lines:
-            found.document.mistakes.append(Mistake(str(path), document.line((misfit.path,)), message, misfit.remedy))
-            return
-        place = ("routes", route, "where")
-    found.document.wrong(place, message, misfit.remedy)
+    message = f"route {way.route}: {misfit.message}"
+    line = misfit.line or next((leaf.line for leaf in way.map.written if misfit.path in leaf.sources), None)
+    if line:
+        found.document.mistakes.append(Mistake(way.map.name, line, message, misfit.remedy))
+        return
+    part = "from" if misfit.path is None else "where" if line is None else "map"  # 0: a built-in map
+    found.document.wrong(("routes", way.route, part), message, misfit.remedy)
 
 
 async def _check_reach(found: FlowFile, name: str, settings: Settings) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from agents.rules.mapping import Leaf, Step
 from models.errors import PausedError, PermanentError
 from models.flow import is_event
 from streams.yaml_lines import did_you_mean
@@ -21,6 +22,56 @@ class Misfit:
     path: str | None
     message: str
     remedy: str
+    line: int = 0
+
+
+TEXT = frozenset(
+    "string textarea picklist multipicklist combobox email phone url id reference encryptedstring".split()  # noqa: SIM905 - one line
+)
+FRACTION = frozenset({"double", "currency", "percent"})
+FITS: Mapping[str, frozenset[str]] = {
+    "number": TEXT | FRACTION | {"int", "long"},
+    "integer": TEXT | {"int", "long"},
+    "boolean": frozenset({"boolean", "string", "picklist"}),
+    "date": frozenset({"date", "datetime", "string"}),
+    "datetime": frozenset({"datetime", "string"}),
+}
+"""What a map calls a value, and the org's types that can be that."""
+KEEP_TYPE = frozenset({"trim", "lowercase", "uppercase", "truncate"})
+
+
+def _against(sobject: str, path: str, field: Described, leaf: Leaf) -> list[tuple[str, str]]:
+    kind = str(field.get("type"))
+    for step in leaf.steps if "type" in field else ():
+        name = step.name.partition(" ")[0]
+        if name == "pick" and field.get("picklistValues"):
+            return _unpicked(sobject, path, field, step)
+        if name in KEEP_TYPE:
+            continue
+        wanted = step.gives
+        if wanted is None or name.startswith(("to_", "from_", "unpick")):
+            return []  # what a function of one's own takes is not known
+        whole = wanted == "integer" and kind in FRACTION and field.get("scale") == 0
+        unfit = kind not in FITS[wanted] if wanted in FITS else name != "type" and kind not in TEXT
+        if unfit and not whole:
+            return [
+                (f"{sobject}.{path} is {kind} in the org, and the map makes it {wanted} ({step.name})", "change the type or the transform")
+            ]
+        return []
+    return []
+
+
+def _unpicked(sobject: str, path: str, field: Described, step: Step) -> list[tuple[str, str]]:
+    missing = []
+    for value in (str(entry["value"]) for entry in field["picklistValues"] if entry.get("active", True)):
+        try:
+            step.run(value)
+        except ValueError:
+            missing.append(value)
+    if not missing:
+        return []
+    told = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+    return [(f"the picklist {sobject}.{path} has values that the table of {step.name} lacks: {told}", "add them to the table")]
 
 
 class Org:
@@ -47,6 +98,27 @@ class Org:
         if not found.get("queryable", True):
             return [Misfit(None, f"{sobject} cannot be queried", "read another sObject: this one sends no rows")]
         return [misfit for path in paths if (misfit := await self._misfit(found, sobject, path)) is not None]
+
+    async def map_misfits(self, sobject: str, leaves: Iterable[Leaf]) -> list[Misfit]:
+        """Where the type or the picklist of a field does not go with its line in the map. Of fields that are not there nothing is said."""
+        found = []
+        for leaf in leaves:
+            for path in leaf.sources:
+                if (field := await self._field(sobject, path)) is not None:
+                    found += [Misfit(path, *told, leaf.line) for told in _against(sobject, path, field, leaf)]
+        return found
+
+    async def _field(self, sobject: str, path: str) -> Described | None:
+        described = await self._describe(sobject)
+        head, _, rest = path.partition(".")
+        for field in described.get("fields", ()) if described else ():
+            if not rest and field["name"] == path:
+                return field  # type: ignore[no-any-return]
+            if rest and field.get("relationshipName") == head:
+                for parent in field.get("referenceTo") or ():
+                    if (deeper := await self._field(parent, rest)) is not None:
+                        return deeper
+        return None
 
     async def _misfit(self, found: Described, sobject: str, path: str) -> Misfit | None:
         head, _, rest = path.partition(".")

@@ -112,10 +112,10 @@ class Gate:
 def gate(stages: Iterable[str], entity: str | None, types: Mapping[str, str], required: Iterable[str] = ()) -> Gate:
     """The checks of these stages.
 
-    types      by top-level field its type, a key of TYPES; `required`: fields that the map itself demands
+    types      by top-level field its type, a key of TYPES; `required`: fields that the map itself demands, whatever the stages
     """
     named = set(stages)
-    needs = (*REQUIRED.get(entity or "", ()), *need(*required)) if "required" in named else ()
+    needs = (*(REQUIRED.get(entity or "", ()) if "required" in named else ()), *need(*required))
     typed = tuple((name, rule, TYPES[rule]) for name, rule in types.items()) if "types" in named else ()
     return Gate(tuple(dict.fromkeys(needs)), typed)
 

@@ -24,6 +24,11 @@ READ: Mapping[str, str] = {
 """How PostgreSQL reads a column of a type, {0}, as text; others by a cast."""
 
 
+def is_name(text: str) -> bool:
+    """PostgreSQL can have a table or column of this name, and cuts nothing off."""
+    return bool(text) and "\0" not in text and len(text.encode()) <= 63
+
+
 def hash_of(key: str, body: Mapping[str, Any], types: Iterable[tuple[str, str]]) -> int:
     """60 bits of the md5 of a row's key and columns, as the target's SQL computes it."""
     parts = [key]

@@ -128,6 +128,11 @@ class TargetLike(Protocol):
         """None: goes into a batch. Else the effect takes a call of its own, which costs this part of one of `requests_per_second`. Pure."""
         ...
 
+    @staticmethod
+    def refusal(name: str) -> str | None:
+        """Why a body cannot have a top-level field of this name, None when it can. Pure."""
+        ...
+
     def same_key(self, object: str, key: str) -> str:
         """The key after the target's own normalising (trim, lower-case mail): used before the Kafka key is made. Pure."""
         ...

@@ -68,6 +68,11 @@ class Target:
         self._http = Outbound(f"target {name}", options.base_url, {"Api-Key": options.api_key.get_secret_value()})
         self._told: set[str] = set()
 
+    @staticmethod
+    def refusal(name: str) -> str | None:
+        """All else is in dataFields."""
+        return None if name in USER_FIELDS else f"a user in Iterable has no {name} beside dataFields: write dataFields.{name}"
+
     def same_key(self, object: str, key: str) -> str:  # noqa: ARG002 - the protocol's
         """As Iterable compares addresses."""
         return key.strip().lower()

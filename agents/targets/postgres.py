@@ -47,6 +47,7 @@ COMPUTED = {
 }
 """Times come as epoch milliseconds; divided as numeric they took a tenth of the statement."""
 SENT = {name: "bigint" if kind == "timestamptz" else kind for name, kind in META.items() if name != "_written_at"}
+UNFIT = "cannot be the name of a table or column (1 to 63 bytes)"
 KEYS = 10_000
 """Keys in a page."""
 OWNERS = "_headrace"
@@ -86,6 +87,13 @@ class Target:
         self._idle: list[psycopg.AsyncConnection] = []
         self._slots = asyncio.Semaphore(options.connections)
 
+    @staticmethod
+    def refusal(name: str) -> str | None:
+        """Columns of META are ours; a longer name would be cut."""
+        if name in META:
+            return f"{name} is a column that Headrace writes itself"
+        return None if sqltext.is_name(name) else f"{name[:80]!r} {UNFIT}"
+
     def same_key(self, object: str, key: str) -> str:  # noqa: ARG002 - the protocol's
         """Text is compared as it stands."""
         return key
@@ -97,14 +105,12 @@ class Target:
     async def start(self, objects: Mapping[str, Columns]) -> None:
         """Make and extend the tables, under a lock that several workers share."""
         for object_name, columns in objects.items():
-            for column in (object_name, *columns):
-                _name(column)
+            if not sqltext.is_name(object_name):
+                raise PausedError(f"{object_name[:80]!r} {UNFIT}; change it in the flow file")
             if object_name == OWNERS:
                 raise PausedError(f"target {self.name}: {OWNERS} is Headrace's own table; choose another object")
-            if taken := sorted(set(columns) & set(META)):
-                raise PausedError(
-                    f"target {self.name}: {object_name} maps to {taken}, which Headrace writes itself; rename them in the map"
-                )
+            if refused := [column for column in columns if self.refusal(column)]:
+                raise PausedError(f"target {self.name}: {self.refusal(refused[0])}; rename it in the map")
         self._objects = dict(objects)
         types = {}
         async with self._connection() as connection, connection.transaction():
@@ -378,12 +384,6 @@ EMPTY = len(b"{}")
 _WRITTEN, _DELETED, _STALE = WriteResult(Outcome.WRITTEN), WriteResult(Outcome.DELETED), WriteResult(Outcome.STALE)
 RESTART = ("42P01", "42703", "3F000", "42P10", "0A000")
 """A table, column, schema or index is gone, or a cached plan is out of date: the tables are looked at again before the next try."""
-
-
-def _name(text: str) -> None:
-    """Refuse what PostgreSQL would cut or cannot hold as a name."""
-    if not text or "\0" in text or len(text.encode()) > 63:
-        raise PausedError(f"{text[:80]!r} cannot be the name of a table or column (1 to 63 bytes); change it in the map")
 
 
 def _column(name: str, kind: str) -> sql.Composed:

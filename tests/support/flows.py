@@ -18,6 +18,11 @@ class Facts:
     key_field: str | None = None
     default_object: str | None = None
 
+    @staticmethod
+    def refusal(name: str) -> str | None:
+        """Any name will do."""
+        return None
+
     def same_key(self, object: str, key: str) -> str:
         return key.strip().lower() if self.key_field == "email" else key
 

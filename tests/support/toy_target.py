@@ -32,6 +32,11 @@ class Target:
         self.answers: dict[str, WriteResult] = {}
         self.starts = 0
 
+    @staticmethod
+    def refusal(name: str) -> str | None:
+        """Any name will do."""
+        return None
+
     def same_key(self, object: str, key: str) -> str:
         """Without case."""
         return key.lower()

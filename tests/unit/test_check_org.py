@@ -1,9 +1,11 @@
 """Fields and sObjects that the org has not, or hides, are told; those it has are not."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agents.map_file import read_map
 from deploy.check_org import Org
 from models.errors import PausedError, PermanentError, TemporaryError
 
@@ -93,3 +95,60 @@ async def test_each_sobject_is_described_once() -> None:
     await org.misfits("Nowhere", ["A"])
     await org.misfits("Nowhere", ["A"])
     assert sorted(asked) == sorted(set(asked))
+
+
+TYPED: dict[str, dict[str, Any]] = {
+    "Deal__c": {
+        "fields": [
+            {"name": "Amount__c", "type": "currency", "scale": 2},
+            {"name": "Count__c", "type": "double", "scale": 0},
+            {"name": "Open__c", "type": "boolean"},
+            {"name": "Day__c", "type": "date"},
+            {"name": "At__c", "type": "datetime"},
+            {"name": "Mail__c", "type": "email"},
+            {
+                "name": "Stage__c",
+                "type": "picklist",
+                "picklistValues": [{"value": "New"}, {"value": "Won"}, {"value": "Old", "active": False}],
+            },
+            {"name": "OwnerId", "type": "reference", "relationshipName": "Owner", "referenceTo": ["Nobody", "User"]},
+        ]
+    },
+    "User": {"fields": [{"name": "IsActive", "type": "boolean"}]},
+}
+
+
+async def typed(sobject: str) -> dict[str, Any]:
+    if sobject not in TYPED:
+        raise PermanentError("NOT_FOUND")
+    return TYPED[sobject]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("Amount__c: {to: a, type: number}", None),
+        ("Amount__c: {to: a, type: integer}", "is currency in the org, and the map makes it integer"),
+        ("Amount__c: {to: a, type: text}", None),
+        ("Amount__c: {to: a, transform: phone}", "is currency in the org, and the map makes it text (phone)"),
+        ("Count__c: {to: a, type: integer}", None),
+        ("Open__c: {to: a, type: date}", "is boolean in the org"),
+        ("Day__c: {to: a, transform: [trim, datetime]}", "is date in the org, and the map makes it datetime"),
+        ("At__c: {to: a, transform: date, type: text}", None),
+        ("Mail__c: {to: a, transform: valid_mail}", None),
+        ("Nothing__c: {to: a, or: Open__c, type: number}", "Open__c is boolean"),
+        ("Owner.IsActive: {to: a, type: number}", "Owner.IsActive is boolean"),
+        ("Stage__c: {to: a, transform: {pick: whole}}", None),
+        ("Stage__c: {to: a, transform: {pick: half}}", "lacks: Won"),
+        ("Open__c: {to: a, transform: 'tests.support.transforms:shout', type: number}", None),
+    ],
+)
+async def test_a_line_that_does_not_go_with_the_type_in_the_org_is_told(tmp_path: Path, line: str, message: str | None) -> None:
+    path = tmp_path / "m.yaml"
+    path.write_text(f"version: 1\ntables: {{whole: {{New: a, Won: b}}, half: {{New: a}}}}\nfields:\n  {line}\n")
+    found, problems = read_map(path)
+    assert found is not None, problems
+    told = await Org("acme", typed).map_misfits("Deal__c", found.leaves)
+    assert [(message or "") in misfit.message and misfit.line == 4 and bool(misfit.remedy) for misfit in told] == [True] * bool(message), (
+        told
+    )

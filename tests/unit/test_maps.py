@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from agents.map_file import read_map
 from agents.maps import MapsError, load_maps
+from agents.targets import find_target
 from tests.support.flows import CONTACTS, PEOPLE, TARGETS, flow, maps
 
 
@@ -119,3 +120,14 @@ def test_two_routes_to_one_object_must_agree_on_types(tmp_path: Path) -> None:
     made = flow(a=base | {"map": "a.yaml"}, b=base | {"map": "b.yaml"}).model_copy(update={"folder": str(tmp_path)})
     with pytest.raises(MapsError, match="value of warehouse is boolean here and text"):
         load_maps(made, TARGETS)
+
+
+def test_names_that_a_target_cannot_have_are_told_at_their_lines(tmp_path: Path) -> None:
+    (tmp_path / "m.yaml").write_text(f"Id: id\nEmail: _turn\nFirstName: {'x' * 64}\n")
+    (tmp_path / "u.yaml").write_text("Email: email\nPhone: phone\n")
+    made = flow(a={"from": ["acme/Contact"], "to": "warehouse", "map": "m.yaml"}, b=PEOPLE | {"map": "u.yaml"})
+    facts: dict[str, Any] = {"warehouse": find_target("postgres"), "marketing": find_target("iterable")}
+    with pytest.raises(MapsError) as caught:
+        load_maps(made.model_copy(update={"folder": str(tmp_path)}), facts)
+    found = {(Path(problem.file or "").name, problem.line) for problem in caught.value.problems}
+    assert found == {("m.yaml", 2), ("m.yaml", 3), ("u.yaml", 2)}
