@@ -26,6 +26,7 @@ from deploy.sandbox.client import SandboxError
 
 RECORDS, RATE = 300, 5.0
 SETTLE_SECONDS = 90.0
+STATISTICS = ("inputCount", "passedCount", "failedCount", "duplicatesRemoved")
 Say = Callable[[str], None]
 Change = dict[str, Any]
 
@@ -77,11 +78,14 @@ def _show(rig: Rig, scene: Scene, seconds: float, say: Say, as_json: bool, conso
     verdict = _settled(rig, scene)
     status = json.loads(rig.command("status", "--json")[1])
     took = [one for one in status["latencies"] if one["since"] == "commit"]
+    quality = json.loads(rig.command("quality", "--json")[1])["batches"]
     if as_json:
         figures = {"equal": verdict.equal, "compared": verdict.compared, "held": verdict.held, "differences": verdict.differences}
-        sys.stdout.write(json.dumps(figures | {"latency_seconds": took, "dead_letters": status["dead"]}, indent=2) + "\n")
+        sys.stdout.write(
+            json.dumps(figures | {"latency_seconds": took, "dead_letters": status["dead"], "quality": quality}, indent=2) + "\n"
+        )
     else:
-        _tell(verdict, took, status["dead"], console)
+        _tell(verdict, took, status["dead"], quality, console)
     return 0 if verdict.equal else 1
 
 
@@ -95,17 +99,20 @@ def _settled(rig: Rig, scene: Scene) -> Verdict:
         time.sleep(0.5)
 
 
-def _tell(verdict: Verdict, took: Sequence[Any], dead: Sequence[Any], console: Console) -> None:
+def _tell(verdict: Verdict, took: Sequence[Any], dead: Sequence[Any], quality: Sequence[Any], console: Console) -> None:
     for text in verdict.differences:
         console.print(f"[red]differs[/red]  {text}", highlight=False)
     for one in took:
         console.print(f"{one['route']} → {one['target']}: p50 {one['p50']:.2f} s, p99 {one['p99']:.2f} s over {one['count']} writes")
+    for route in sorted({row["route"] for row in quality}):
+        totals = [row["total"] for row in quality if row["route"] == route]
+        came, passed, failed, removed = (sum(total[name] for total in totals) for name in STATISTICS)
+        console.print(f"quality of {route}: {came:,} came = {passed:,} passed + {failed:,} failed + {removed:,} duplicates")
     for one in dead:
         console.print(f"kept out: {one['count']} of route {one['route']}: {one['reason']}", highlight=False)
     what = ", ".join(f"{count} {name}" for name, count in verdict.compared.items())
-    console.print(
-        f"compared {what}: " + ("[green]equal, field by field[/green]" if verdict.equal else f"[red]{verdict.count} differences[/red]")
-    )
+    told = "[green]equal, field by field[/green]" if verdict.equal else f"[red]{verdict.count} differences[/red]"
+    console.print(f"compared {what}: {told}")
 
 
 def _commit(rig: Rig, *changes: Change) -> list[str]:

@@ -37,6 +37,12 @@ def test_accounts_contacts_and_opportunities_are_canonical_tables(tmp_path: Path
     assert all(figures["compared"][table] > 20 for table in ("person", "account", "opportunity"))
     assert all(letter["stage"] == "process" for letter in figures["dead_letters"])
     assert figures["held"]["person"] >= 1
+    names = ("inputCount", "passedCount", "failedCount", "duplicatesRemoved")
+    counts = [(row["route"], row["live"], *(row["total"][name] for name in names)) for row in figures["quality"]]
+    assert all(came == passed + failed + removed for *_, came, passed, failed, removed in counts)
+    first = {route: came for route, live, came, *_ in counts if not live}
+    assert first == {"accounts": 45, "contacts": 135, "opportunities": 36}, "everything once: of 300 records in the sandbox so many"
+    assert sum(failed for route, *_, failed, _ in counts if route == "contacts") == figures["held"]["person"]
 
 
 OWNER = {"Id": "005", "Email": "o@example.org", "Name": "O", "IsActive": True, "IsDeleted": False}
