@@ -132,7 +132,7 @@ class Stage:
     handler: Handler
     tables: Sequence[str] = ()
     live_records: int = 1000
-    bulk_records: int = 200
+    bulk_records: int = 500
     max_bytes: int = 4_000_000
     depth: int = 2
     word: str = ""
