@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from agents.map_file import Problem, read_map
-from agents.rules.compound import parts
+from agents.rules.compound import PERSONS, parts
 from agents.rules.filters import Filter, FilterError, compile_filter
 from agents.rules.mapping import BUILT_IN, ColumnType, Map, compile_map, lacks
 from agents.rules.plan import Plan, make_plan
@@ -232,4 +232,12 @@ def _way(
         same_key=same_key,
         gate=gate(route.quality, found.entity, found.types(sobjects), map(".".join, compiled.required)),
         once="duplicates" in route.quality,
+        mail=_mail(route, found, facts, sobjects),
     )
+
+
+def _mail(route: Route, found: Map, facts: TargetFacts, sobjects: tuple[str, ...]) -> str | None:
+    """By which field persons are compared: where the address is the target's key already, its writer decides between them."""
+    persons = found.entity == "person" or set(sobjects) <= PERSONS
+    named = facts.renames or (facts.key_field or route.key) == "email"
+    return "email" if "duplicates" in route.quality and persons and not named and "email" in found.columns(sobjects) else None

@@ -7,11 +7,13 @@ fails for one record makes that record's dead letter (of one route, where only t
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Any, TypeVar, TypeVarTuple
+from typing import Any, Literal, TypeVar, TypeVarTuple
 
 import orjson
 from msgspec import Struct
+from msgspec.structs import replace
 
+from agents.duplicates import group_key
 from agents.guard import per_record
 from agents.inbox import AsLastSeen, delivery_of, read, text_of
 from agents.maps import Maps
@@ -22,11 +24,11 @@ from agents.rules.merge import Lane, RecordState, merge
 from agents.rules.message import Message
 from agents.rules.plan import Plan
 from agents.rules.quality import Fault, faults_of
-from agents.rules.ways import Way
+from agents.rules.ways import Way, address_of
 from agents.rules.writes import encode_write
 from agents.states import States
 from agents.tables import RECORDS, SEEN, Seen, records_key, seen_key
-from agents.tally import Tally, failed
+from agents.tally import Last, Once, Tally, failed
 from models.envelope import ALWAYS_EMITS, Envelope, Headers, Kind, Reason
 from models.errors import PermanentError, SettingsError
 from models.flow import Flow
@@ -72,17 +74,12 @@ def process_stage(flow: Flow, settings: Settings, maps: Maps, held: HeldRoutes =
     )
 
 
+Went = Literal["passed", "joined", "gone"]
+"""What became of an emission: written, handed to its group of duplicates, or only taken back."""
+_GROUP = "duplicates|"
+"""Before a route's name, in a state's keys: under which mail addresses the record stood in groups. No route's name holds the sign."""
 _UNTOLD = Fault("-", "rule", "-")
 """Of what is no fault of the record but of a rule."""
-
-
-class _Last(Struct):
-    """The last emission of a record in the chunk, a single write: its place among the outputs, and of which run it was."""
-
-    place: int
-    made: Output
-    always: bool
-    run: str | None
 
 
 class _Held(Struct):
@@ -121,8 +118,7 @@ class _Chunk:
         self.parked: dict[tuple[str, str], None] = {}
         self.tally = Tally(STAGE, self.source)
         self.faults: tuple[Fault, ...] = ()
-        self.last: dict[tuple[str, str], _Last] = {}
-        self.dropped: set[int] = set()
+        self.once = Once(self.tally)
         self._through: dict[Lane, int] | None = None
 
     def run(self) -> Result:
@@ -152,12 +148,10 @@ class _Chunk:
             changes, told = park(self.partition, self.topics, self.source, self.parked)
             state[RECORDS] = [*state.get(RECORDS, ()), *changes]
             self.outputs += told
-        if self.dropped:
-            self.outputs = [made for place, made in enumerate(self.outputs) if place not in self.dropped]
         changes, results = self.tally.close(RECORDS, self.partition, self.topics, self._now())
         if results:
             state[RECORDS] = [*state.get(RECORDS, ()), *changes]
-            self.outputs += results
+            self.outputs = [*self.once.left(self.outputs), *results]
         if self.noted:
             state[SEEN] = [(key, self.seen[key].encode()) for key in self.noted]
         return Result(self.outputs, state)
@@ -197,8 +191,10 @@ class _Chunk:
         incomplete = merged.late
         for way in self.ways:
             step = next_step(way, state, merged, message, envelope)
-            if merged.redelivery and (keys := state.keys.get(way.route)) and keys.left:
-                state.keys[way.route] = owe(keys)
+            if merged.redelivery:
+                for name in (way.route, _GROUP + way.route):
+                    if (keys := state.keys.get(name)) and keys.left:
+                        state.keys[name] = owe(keys)
             if step is EMIT and way.route in self.paused:
                 self.parked[way.route, record_id] = None
             elif step is EMIT:
@@ -224,17 +220,17 @@ class _Chunk:
             return True
         held = _Held(id, records_key(self.source, id), self.known.pop(raw, id))
         self.held[id.encode()] = held
-        state, before = held.state, held.state.keys.get(route) or Keys()
+        state, before = held.state, held.state.keys.copy()
         kind = Kind.HOOK if self.plan.hook else Kind.ROW
         now = int(time.time() * 1000)
         envelope = Envelope(kind=kind, reason=Reason.REFILL, received=now, run=run, route=route, position=0 if self.plan.hook else None)
         if not (state.deleted or self.plan.hook or state.knows(way.fields)):
             self._ask(id, self.plan, envelope)
             return False
-        if not state.deleted or before.last or before.left:
+        if not state.deleted or any(keys.last or keys.left for keys in before.values()):
             last = AsLastSeen(self.redrive_to, self.partition.number, max(state.live, state.bulk), id, envelope)
             self._told(last, way, envelope, id, self._emit, way, state, envelope, id, OWED)
-            held.touched = state.keys.get(route, before) != before
+            held.touched = state.keys != before
         return True
 
     def _every(self, record: Record, envelope: Envelope, message: Message) -> str:
@@ -246,13 +242,13 @@ class _Chunk:
                 self._told(record, way, envelope, name, self._emit_event, way, message, envelope, name)
         return "changed" if self.emitted.total() > emitted else "unchanged"
 
-    def _told(self, record: Record, way: Way, envelope: Envelope, record_id: str, emit: Callable[[*Ts], bool], *args: *Ts) -> None:
+    def _told(self, record: Record, way: Way, envelope: Envelope, record_id: str, emit: Callable[[*Ts], Went], *args: *Ts) -> None:
         """Emit to one route, and count what becomes of the record: one that goes, or that the filter keeps out, is none for quality."""
         self.faults = (_UNTOLD,)
-        passed = self._guarded(record, way.route, emit, *args)
-        if passed is None:
+        went = self._guarded(record, way.route, emit, *args)
+        if went is None:
             failed(self.tally.of(envelope.run, way.route), record_id, self.faults)
-        elif passed:
+        elif went == "passed":
             result = self.tally.of(envelope.run, way.route)
             result.came += 1
             result.passed += 1
@@ -264,9 +260,9 @@ class _Chunk:
             self.faults = faults_of(error)
             raise
 
-    def _emit_event(self, way: Way, message: Message, envelope: Envelope, name: str) -> bool:
+    def _emit_event(self, way: Way, message: Message, envelope: Envelope, name: str) -> Went:
         if (shaped := self._shape(way, message.values, name)) is None:
-            return False
+            return "gone"
         write = Write(
             op=Op.WRITE,
             route=way.route,
@@ -287,7 +283,7 @@ class _Chunk:
         topic = self.topics.writes(way.target, bulk=envelope.reason in FLOODS)
         self.outputs.append(Output(topic, write.kafka_key, encode_write(write)))
         self.emitted[way.route, way.target] += 1
-        return True
+        return "passed"
 
     def _guarded(self, record: Record, route: str | None, rule: Callable[[*Ts], T], *args: *Ts) -> T | None:
         return per_record(STAGE, record, rule, *args, topics=self.topics, redrive_to=self.redrive_to, route=route, dead=self.outputs)
@@ -303,7 +299,7 @@ class _Chunk:
             self.noted[slot] = None
         return first < record.offset
 
-    def _emit(self, way: Way, state: RecordState, envelope: Envelope, record_id: str, offset: int) -> bool:
+    def _emit(self, way: Way, state: RecordState, envelope: Envelope, record_id: str, offset: int) -> Went:
         shaped = None if state.deleted else self._shape(way, state.values, record_id)
         write = self._write(way, state, envelope, record_id, WRITE, *shaped) if shaped else None
         held = state.keys.get(way.route)
@@ -316,26 +312,32 @@ class _Chunk:
             out, held = writes(write, gone, renames=way.renames), keys
         topic = self.topics.writes(way.target, bulk=envelope.reason in FLOODS)
         made = [Output(topic, each.kafka_key, encode_write(each)) for each in out]
+        joins = self._compare(way, state, envelope, record_id, write, offset, made)
         if way.once:
-            self._once(way, record_id, made, write if out == [write] else None, envelope)
+            last = Last(len(self.outputs), made[0], envelope.reason in ALWAYS_EMITS, envelope.run) if write and len(made) == 1 else None
+            self.emitted[way.route, way.target] -= self.once.replaces(way.route, record_id, last, joins=joins)
         self.outputs += made
         state.keys[way.route] = held
         self.emitted[way.route, way.target] += len(out)
-        return write is not None
+        return "gone" if write is None else "joined" if joins else "passed"
 
-    def _once(self, way: Way, record_id: str, made: list[Output], alone: Write | None, envelope: Envelope) -> None:
-        """The record's last write in this chunk goes in the place of the one before it, where that says nothing else."""
-        before = self.last.pop((way.route, record_id), None)
-        if alone is None:
-            return
-        now = _Last(len(self.outputs), made[0], alone.always, envelope.run)
-        self.last[way.route, record_id] = now
-        if before and (before.made.topic, before.made.key) == (now.made.topic, now.made.key) and before.always <= now.always:
-            self.dropped.add(before.place)
-            result = self.tally.of(before.run, way.route)
-            result.passed -= 1
-            result.removed += 1
-            self.emitted[way.route, way.target] -= 1
+    def _compare(
+        self, way: Way, state: RecordState, envelope: Envelope, record_id: str, write: Write | None, offset: int, made: list[Output]
+    ) -> bool:
+        """A record with a mail address joins its group, which decides; it leaves that of an address it had. Whether it joins."""
+        name = _GROUP + way.route
+        held = state.keys.get(name)
+        mail = address_of(write.body or {}, way.mail) if write and way.mail else None
+        if mail is None and held is None:
+            return False
+        topic, keys = self.topics.duplicates(bulk=envelope.reason in FLOODS), Keys(held.last, held.left) if held else Keys()
+        if mail is not None:
+            made[-1] = replace(made[-1], topic=topic, key=group_key(way.target, way.route, mail))
+        for left in move(keys, mail, self.lane, offset, self._committed() if keys.left else _NONE):
+            leave = self._write(way, state, envelope, record_id, Op.RELEASE, write.key if write else "")
+            made.append(Output(topic, group_key(way.target, way.route, left), encode_write(leave)))
+        state.keys[name] = keys
+        return mail is not None
 
     def _write(self, way: Way, state: RecordState, envelope: Envelope, record_id: str, op: Op, key: str, body: Body | None = None) -> Write:
         return Write(

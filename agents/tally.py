@@ -6,6 +6,7 @@ week, each in the place of the one a week before it.
 """
 
 from collections import Counter
+from typing import NamedTuple
 
 import msgspec
 
@@ -77,3 +78,41 @@ def failed(result: Result, record_id: str, faults: tuple[Fault, ...]) -> None:
     result.came += 1
     result.failed += 1
     result.failures.append(Failure(record_id, [(fault.field, fault.rule, fault.found) for fault in faults]))
+
+
+class Last(NamedTuple):
+    """A record's last emission in a chunk, a single write: its place among the outputs, and of which run it was."""
+
+    place: int
+    made: Output
+    always: bool
+    run: str | None
+
+
+class Once:
+    """A record's last write in a chunk goes in the place of the one before it, where that says nothing else: a duplicate by its id."""
+
+    def __init__(self, tally: Tally) -> None:
+        self._tally, self._dropped = tally, set[int]()
+        self._last: dict[tuple[str, str], Last] = {}
+
+    def replaces(self, route: str, record_id: str, now: Last | None, *, joins: bool) -> bool:
+        """Whether the write before is no longer needed. `now` None: more than a write was emitted. `joins`: its group counts it."""
+        before = self._last.pop((route, record_id), None)
+        if now is None:
+            return False
+        self._last[route, record_id] = now
+        if before is None or (before.made.topic, before.made.key) != (now.made.topic, now.made.key) or before.always > now.always:
+            return False
+        self._dropped.add(before.place)
+        result = self._tally.of(before.run, route)
+        result.removed += 1
+        if joins:
+            result.came += 1
+        else:
+            result.passed -= 1
+        return True
+
+    def left(self, outputs: list[Output]) -> list[Output]:
+        """Those that are needed."""
+        return [made for place, made in enumerate(outputs) if place not in self._dropped] if self._dropped else outputs

@@ -14,6 +14,7 @@ from typing import Any
 import faust
 import structlog
 
+from agents.duplicates import duplicates_stage
 from agents.elsewhere import Elsewhere
 from agents.fetch import fetch_stage
 from agents.holds import Holds
@@ -31,7 +32,7 @@ from streams.engine.stage import Stage
 from streams.flow_file import load_flow
 from streams.garbage import collect_rarely
 from streams.health import Health
-from streams.topics import Topics, ensure
+from streams.topics import Topics, compares, ensure
 
 WATCH_SECONDS = 1.0
 LEAVE_SECONDS = 5.0
@@ -55,6 +56,7 @@ def build_stages(settings: Settings, flow: Flow, targets: Mapping[str, TargetLik
         for name, connection in flow.connections.items()
         if isinstance(connection, Salesforce) and flow.sobjects(name)
     ]
+    stages += [duplicates_stage(settings)] if compares(flow) else []
     elsewhere = Elsewhere(settings).routes
     stages += [
         writer_stage(name, target, flow, settings, objects, elsewhere=elsewhere, held=partial(holds.target, name))

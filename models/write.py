@@ -37,6 +37,7 @@ class Write(Struct, kw_only=True):
     renamed_from         of a WRITE that follows such a rename: the key left. What stands under the new key is not known then, so the
                          winner is written even when this write itself is stale or equal
     reason, run          of the event that caused it
+    election             of the group of duplicates that decided this; of one source and revision the later speaks. 0: nobody had to decide
     always               snapshot, repair, replay, redrive: written even when equal to what `delivered` holds
     position, committed, received   of the last event merged: Salesforce's position, its commit and our receipt in epoch ms; for people
     """
@@ -56,6 +57,7 @@ class Write(Struct, kw_only=True):
     reason: str = "live"
     run: str | None = None
     always: bool = False
+    election: int = 0
     position: int | None = None
     committed: int | None = None
     received: int | None = None

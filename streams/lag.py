@@ -45,7 +45,7 @@ class Lag:
 def stage_of(topics: Topics, topic: str) -> str:
     """The stage that reads a topic."""
     kind = topic.removeprefix(f"{topics.installation}.").partition(".")[0]
-    return {"in": "process", "refill": "process", "writes": "write", "fetch": "fetch"}[kind]
+    return {"in": "process", "refill": "process", "duplicates": "duplicates", "writes": "write", "fetch": "fetch"}[kind]
 
 
 def salesforce_loss(position: Position) -> float | None:
@@ -72,7 +72,7 @@ class LagWatch:
         self._topics = {
             topic.name: (stage_of(topics, topic.name), topic.retention)
             for topic in topics.all(flow, settings)
-            if topic.read_by in ("process", "writer", "fetch")
+            if topic.read_by in ("process", "duplicates", "writer", "fetch")
         }
         self._salesforce = any(isinstance(connection, Salesforce) for connection in flow.connections.values())
         self._positions_at = 0.0

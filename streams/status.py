@@ -29,7 +29,7 @@ from streams.salesforce.leases import read_leases
 from streams.salesforce.positions import position_key, read_positions
 from streams.salesforce.runs import Run, snapshot_runs
 from streams.scrape import Samples, by_label, quantile, scrape, total
-from streams.topics import Topics, sources
+from streams.topics import Topics, compares, sources
 from streams.verified import Found, read_verified, through
 from streams.ways_in import Calls, WayIn, calls_of, ways_in
 
@@ -334,10 +334,13 @@ def _hops(topics: Topics, flow: Flow, samples: Samples, lags: Mapping[str, Lag])
             found.append(
                 hop("fetch", name, by_label(samples, "headrace_records_fetched_total", "outcome", connection=name), topics.fetch(name))
             )
+    if compares(flow):
+        names = topics.duplicates(), topics.duplicates(bulk=True)
+        found.append(hop("duplicates", "all", by_label(samples, "headrace_chunk_records_total", "stage", stage="duplicates"), *names))
     for target in flow.targets:
         names = topics.writes(target), topics.writes(target, bulk=True)
         found.append(hop("write", target, by_label(samples, "headrace_writes_total", "outcome", target=target), *names))
-    order = ("receive", "process", "fetch", "write")
+    order = ("receive", "process", "fetch", "duplicates", "write")
     return sorted(found, key=lambda h: order.index(h.stage))
 
 

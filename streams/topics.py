@@ -73,6 +73,10 @@ class Topics:
         """Topic of a target's writes."""
         return f"{self.installation}.writes.{target}{'.bulk' if bulk else ''}"
 
+    def duplicates(self, *, bulk: bool = False) -> str:
+        """Writes of records that may be duplicates of others."""
+        return f"{self.installation}.duplicates{'.bulk' if bulk else ''}"
+
     def fetch(self, connection: str) -> str:
         """Ids to re-read."""
         return f"{self.installation}.fetch.{connection}"
@@ -107,6 +111,12 @@ class Topics:
             for target in flow.targets
             for bulk in (False, True)
         ]
+        if compares(flow):
+            found += [
+                Topic(self.duplicates(bulk=bulk), "target|route|mail address", "delete", keep, "process", "duplicates")
+                for bulk in (False, True)
+            ]
+            found.append(Topic(self.changelog("groups"), "table key", "compact", None, "its stage", "recovery"))
         for name, connection in flow.connections.items():
             if isinstance(connection, Salesforce):
                 found.append(Topic(self.fetch(name), "record id", "delete", keep, "process", "fetch"))
@@ -124,6 +134,11 @@ class Topics:
             Topic(self.dead_letters, "dead letter id", "delete", None, "every stage", "dead-letters"),
         ]
         return found
+
+
+def compares(flow: Flow) -> bool:
+    """Whether a route looks for duplicates among its records."""
+    return any("duplicates" in route.quality for route in flow.routes.values())
 
 
 def sources(flow: Flow) -> tuple[str, ...]:

@@ -38,6 +38,7 @@ class Held(msgspec.Struct, array_like=True, gc=False):
     committed: int | None
     received: int | None
     reason: str
+    election: int = 0
 
     @property
     def speaks(self) -> bool:
@@ -188,7 +189,7 @@ def apply(state: Delivered, write: WireWrite, lane: Lane, offset: int, *, routes
         if held.source == write.source and held.route == write.route:
             place = n
         others = others or (routes is not None and held.route not in routes)
-    stale = place is not None and write.revision < state.held[place].revision
+    stale = place is not None and _older(write, state.held[place])
     if not stale:
         fresh = Held(
             write.source,
@@ -200,6 +201,7 @@ def apply(state: Delivered, write: WireWrite, lane: Lane, offset: int, *, routes
             write.committed,
             write.received,
             write.reason,
+            write.election,
         )
         if place is None:
             state.held.append(fresh)
@@ -217,6 +219,11 @@ def apply(state: Delivered, write: WireWrite, lane: Lane, offset: int, *, routes
     # `ignore` keeps what the source deleted; a record that only has another key now is not deleted, its old row is.
     kept = write.on_delete == "ignore" and write.successor is None
     return Decision(won is not None or rename is not None or not kept, stale, state.turn, won, write.on_delete, rename)
+
+
+def _older(write: WireWrite, held: Held) -> bool:
+    """Of equal revisions one that nobody had to decide is the later: its route no longer looks for duplicates."""
+    return write.revision < held.revision or (write.revision == held.revision and 0 < write.election < held.election)
 
 
 def _paths(*bodies: Body | None) -> Body:

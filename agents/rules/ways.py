@@ -8,6 +8,7 @@ from typing import Any
 from agents.rules.filters import Predicate
 from agents.rules.mapping import CompiledMap
 from agents.rules.quality import Gate
+from agents.rules.transforms import mail
 from models.errors import PermanentError
 from models.write import Body, OnDelete
 
@@ -22,6 +23,7 @@ class Way:
     fields     paths that must be known before anything is emitted
     key        what names the target record: a path in the body, a template "{a}-{b}", or None: connection and record id
     once       duplicates are removed: of several emissions of one record in a chunk the last is enough
+    mail       top-level field of the body by which persons are the same one; None: no record is compared with others
     """
 
     route: str
@@ -39,6 +41,7 @@ class Way:
     same_key: SameKey
     gate: Gate
     once: bool
+    mail: str | None
 
     def shape(self, values: Mapping[str, Any], record_id: str) -> tuple[str, Body] | None:
         """Target key and body of a record that is not deleted; None when the filter keeps it out. Raises PermanentError."""
@@ -50,6 +53,12 @@ class Way:
         if key == "":
             raise PermanentError(f"the field {self.key} is blank: a record of {self.target} cannot be named by it", field=self.key)
         return (key if key is not None else f"{self.source.partition('/')[0]}/{record_id}"), body
+
+
+def address_of(body: Body, field: str) -> str | None:
+    """The mail address that a body names, without what two may differ in; None where it has none."""
+    found = body.get(field)
+    return (mail(found) if isinstance(found, str) else None) or None
 
 
 def key_of(body: Body, key: str) -> str:

@@ -43,6 +43,7 @@ class WireWrite(msgspec.Struct, kw_only=True, gc=False):
     reason: str = "live"
     run: str | None = None
     always: bool = False
+    election: int = 0
     position: int | None = None
     committed: int | None = None
     received: int | None = None
@@ -113,6 +114,8 @@ def _plain(write: Write) -> dict[str, Any]:
         plain["body"] = write.body
     if write.always:
         plain["always"] = True
+    if write.election:
+        plain["election"] = write.election
     for name in ("successor", "renamed_from", "run", "position", "committed", "received"):
         if (value := getattr(write, name)) is not None:
             plain[name] = value

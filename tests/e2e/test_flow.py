@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.kafka, pytest.mark.postgres, pytest.mark.timeout(300)]
 CONVERTED = """
   lead_links: {from: acme/Lead, to: warehouse, map: maps/converted.yaml, object: lead}
   open_leads: {from: acme/Lead, to: warehouse, map: maps/converted.yaml, object: open_lead, where: "IsConverted = false"}
+  single: {from: [acme/Contact, acme/Lead], to: warehouse, map: person, object: single, quality: [required, duplicates, types]}
 """
 LINKS = """
 LastName: lastName
@@ -249,6 +250,34 @@ def test_a_snapshot_is_steered_from_another_process_and_the_same_command_goes_on
     assert (code, json.loads(printed.splitlines()[0])["state"]) == (0, "done"), printed  # progress, on stderr, comes behind
     code, printed = flow.command("snapshot", "acme/Lead", "--stop")
     assert (code, "no snapshot of acme/Lead is under way" in printed) == (2, True), printed
+
+
+def test_of_persons_with_one_address_the_newest_stands_and_the_next_comes_back_when_it_goes(flow: Rig) -> None:
+    first = _lead(flow, "Twice@example.org")
+    with flow.database() as database:
+
+        def standing() -> list[object]:
+            query = "SELECT _key FROM crm.single WHERE NOT _deleted AND email = 'twice@example.org'"
+            return [row[0] for row in database.execute(query).fetchall()]
+
+        flow.await_("the only one", lambda: standing() == [f"acme/{first}"])
+        time.sleep(1.1)  # the source's stamps are whole seconds
+        second = _lead(flow, " twice@example.org")
+        flow.await_("the newer one in its place", lambda: standing() == [f"acme/{second}"])
+        _delete(flow, "Lead", [second])
+        flow.await_("the first one again", lambda: standing() == [f"acme/{first}"])
+        flow.await_("all", lambda: not any(hop["lag"] for hop in _status(flow)["hops"]))
+        twice = "SELECT count(*), count(DISTINCT email) FROM crm.single WHERE NOT _deleted AND email IS NOT NULL"
+        ((count, addresses),) = database.execute(twice).fetchall()
+        assert count == addresses > 50
+    code, printed = flow.command("quality", "single", "--json")
+    assert code == 0, printed
+    for row in json.loads(printed)["batches"]:
+        total = row["total"]
+        assert total["inputCount"] == total["passedCount"] + total["failedCount"] + total["duplicatesRemoved"]
+    assert sum(row["total"]["duplicatesRemoved"] for row in json.loads(printed)["batches"]) > 0
+    code, printed = flow.command("quality", "single")
+    assert (code, "by batch" in printed) == (0, True), printed
 
 
 def test_a_poison_event_lands_in_the_dead_letters_with_its_bytes_and_delays_nobody(flow: Rig, tmp_path: Path) -> None:

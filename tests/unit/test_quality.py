@@ -25,7 +25,7 @@ ACCOUNT = {
     "email": "mail",
     "name": "text",
 }
-STRICT = CONTACTS | {"quality": ["required", "duplicates", "types"], "key": "externalId"}
+STRICT = CONTACTS | {"quality": ["required", "duplicates", "types"], "key": "email"}
 
 
 @pytest.mark.parametrize(
