@@ -22,6 +22,7 @@ from agents.rules.reconcile import (
     Compared,
     Known,
     Range,
+    changed_since,
     difference,
     known,
     narrower,
@@ -38,9 +39,10 @@ from streams import metrics
 from streams.lag import LagWatch
 from streams.publish import TransactionalPublisher, read_batches
 from streams.salesforce.auth import Login
+from streams.salesforce.conditions import literal
 from streams.salesforce.incidents import Incident
 from streams.salesforce.limits import LimitReachedError
-from streams.salesforce.messages import id18
+from streams.salesforce.messages import BUFFER_SECONDS, id18
 from streams.salesforce.positions import Durable, Positions
 from streams.salesforce.rest import IDS_PER_CALL, Answer, Rest, Row, check_name
 from streams.salesforce.retry import Backoff
@@ -103,8 +105,9 @@ class SourceCheck:
             await self._rest.close()
         await self._positions.stop()
 
-    async def run(self, *, quick: bool, show: Show, seen: Seen) -> Found:
-        """Compare everything. `quick` asks for COUNT and MAX and reads only ranges that differ; `seen` gets every state once or more.
+    async def run(self, *, since: int, show: Show, seen: Seen) -> Found:
+        """Compare everything. With `since` (epoch s), when all was equal, only the stamps of what changed since then are read, and of the
+        rest COUNT and MAX, to find what was purged; `seen` gets every state once or more.
 
         Raises PermanentError, TemporaryError (Salesforce or Kafka away, or the org's calls run short), FatalError.
         """
@@ -123,8 +126,10 @@ class SourceCheck:
         await read_states(self._settings, found.source, keep)
         doubtful: set[str] = set()
         done = 0
+        if since:
+            doubtful = changed_since(held, await self._stamped(since - BUFFER_SECONDS))
         for wide in ranges(sorted(held), WIDE):
-            for part in () if quick and await self._agrees(wide, held) else narrower(wide):
+            for part in () if since and await self._agrees(wide, held) else narrower(wide):
                 doubtful |= suspects(part, held, await self._stamps(part))
             show(done := done + len(wide.ids), len(held))
         found.compared = len(held.keys() | doubtful)
@@ -170,6 +175,14 @@ class SourceCheck:
         if len(rows) != 1 or not isinstance(count := rows[0].get("n"), int):
             raise TemporaryError(f"Salesforce did not count a range of {self._sobject}")
         return range_agrees(part, held, count, second_of(rows[0].get("m")) if count else None)
+
+    async def _stamped(self, second: int) -> list[tuple[str, int, bool]]:
+        """All records with a stamp of this second (epoch) or later: id, stamp, whether deleted."""
+        only = f"WHERE SystemModstamp >= {literal(second)}"
+        soql = f"SELECT Id, SystemModstamp, IsDeleted FROM {check_name(self._sobject)} {only}"  # noqa: S608 - checked
+        rows = (await patiently(lambda: self._rest.query(soql, PURPOSE, deleted=True))).rows
+        self.found.thin += len(rows)
+        return [(id18(str(row.get("Id"))), second_of(row.get("SystemModstamp")), row.get("IsDeleted") is True) for row in rows]
 
     async def _stamps(self, part: Range) -> dict[str, int]:
         soql = f"SELECT Id, SystemModstamp FROM {check_name(self._sobject)}{part.where()} ORDER BY Id"  # noqa: S608 - checked

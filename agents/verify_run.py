@@ -31,7 +31,8 @@ log = structlog.get_logger()
 async def verify_source(
     settings: Settings, flow: Flow, source: str, routes: Sequence[str], *, repair: bool, quick: bool, show: Show, rest: Rest | None = None
 ) -> tuple[Found, list[RouteFound]]:
-    """Compare, and mend what differs. What is claimed is kept, but of a quick one, which claims less. `rest`: of the process that asks.
+    """Compare, and mend what differs. What is claimed is kept. `quick`: only what changed since all routes were verified, where they were;
+    `rest`: of the process that asks.
 
     Raises SettingsError, PermanentError, TemporaryError, PausedError, FatalError: then nothing new is claimed.
     """
@@ -41,14 +42,15 @@ async def verify_source(
     fresh = [Verified(name, source, flow.routes[name].to, "running", int(time.time() * 1000)) for name in routes]
     kept = [replace(one, through=last.through) if (last := before.get((one.route, source))) else one for one in fresh]
 
+    since = min(one.through for one in kept) if quick else 0
+
     async def keep(what: Sequence[Verified]) -> None:
-        if not quick:
-            await patiently(partial(publisher.send, [one.output(Topics(settings.installation)) for one in what]))
+        await patiently(partial(publisher.send, [one.output(Topics(settings.installation)) for one in what]))
 
     try:
         await keep(kept)
         try:
-            found, by_route = await _compare(settings, flow, source, routes, repair, quick, show, rest)
+            found, by_route = await _compare(settings, flow, source, routes, repair, since, show, rest)
         except HeadraceError as error:
             await keep([replace(one, state="failed", at=_now(), why=scrub(str(error), 300)) for one in kept])
             raise
@@ -70,7 +72,7 @@ async def _going_on(settings: Settings, routes: Sequence[str]) -> list[str]:
 
 
 async def _compare(
-    settings: Settings, flow: Flow, source: str, routes: Sequence[str], repair: bool, quick: bool, show: Show, rest: Rest | None
+    settings: Settings, flow: Flow, source: str, routes: Sequence[str], repair: bool, since: int, show: Show, rest: Rest | None
 ) -> tuple[Found, list[RouteFound]]:
     """The targets are looked at after the source, so that all reach the same T."""
     targets = {name: make_target(name, options, settings.installation) for name, options in flow.targets.items()}
@@ -83,7 +85,7 @@ async def _compare(
         ways = [way for way in maps.ways(source) if way.route in routes]
         checks = [RouteCheck(settings, flow, way, targets[way.target], of_source.found.run) for way in ways]
         await _start({way.target for way in ways}, targets, maps)
-        found = await of_source.run(quick=quick, show=show, seen=_all([each.seen for each in checks]))
+        found = await of_source.run(since=since, show=show, seen=_all([each.seen for each in checks]))
         by_route = [await each.run() for each in checks]
         if repair:
             await of_source.repair()

@@ -215,7 +215,7 @@ def verify(
         bool,
         typer.Option(
             "--quick",
-            help="Read only ranges of ids whose COUNT and MAX differ: a tenth of the calls; a change lost behind a later one stays hidden.",
+            help="Read only what changed since it was last verified, and COUNT of the rest; what was right then is taken to be so.",
         ),
     ] = False,
     flow: FlowOption = None,

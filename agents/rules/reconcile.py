@@ -5,7 +5,7 @@ the first came and the second was lost, only a whole read would tell.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
@@ -94,9 +94,24 @@ def differs(stamp: int, known_second: int) -> bool:
 
 
 def range_agrees(part: Range, held: Mapping[str, Known], count: int, newest: int | None) -> bool:
-    """Whether COUNT and MAX of a range say what we know. A change that was lost behind a later one of its range is not seen by that."""
+    """Whether COUNT and MAX of a range say what we know. A change lost behind a later one of its range is not seen by that alone."""
     live = [held[id].second for id in part.ids if not held[id].deleted]
     return len(live) == count and (not live or (newest is not None and not differs(newest, max(live))))
+
+
+def changed_since(held: dict[str, Known], rows: Iterable[tuple[str, int, bool]]) -> set[str]:
+    """Ids that must be read whole, of all records that the source stamped since a time (id, stamp's second, whether deleted).
+
+    Takes what they say into `held`, so that afterwards COUNT and MAX of a range tell of what is left: records that are no more.
+    """
+    found = set()
+    for id, stamp, deleted in rows:
+        ours = held.get(id)
+        if (ours is None or ours.deleted) is not deleted or (ours and not deleted and differs(stamp, ours.second)):
+            found.add(id)
+        if ours is not None or not deleted:
+            held[id] = Known(stamp, deleted)
+    return found
 
 
 def suspects(part: Range, held: Mapping[str, Known], stamps: Mapping[str, int]) -> set[str]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from agents.rules.merge import RecordState, merge
 from agents.rules.message import from_row
 from agents.rules.plan import make_plan
-from agents.rules.reconcile import Known, difference, differs, known, narrower, range_agrees, ranges, second_of, suspects
+from agents.rules.reconcile import Known, changed_since, difference, differs, known, narrower, range_agrees, ranges, second_of, suspects
 from models.envelope import Envelope, Kind, Reason
 from models.errors import PermanentError
 
@@ -65,6 +65,39 @@ def test_a_range_agrees_with_itself_and_not_with_a_record_more_or_a_newer_one(ou
         assert not range_agrees(part, ours, len(live) + 1, newest)
         if newest is not None:
             assert range_agrees(part, ours, len(live), stamp) is not differs(stamp, newest)
+
+
+@given(
+    st.dictionaries(ids, st.integers(NOW - 99, NOW)),
+    st.lists(st.tuples(ids, st.integers(NOW + 5, NOW + 60), st.sampled_from(["change", "delete", "purge"]), st.booleans())),
+    st.integers(1, 9),
+)
+def test_of_all_that_happened_since_everything_was_equal_nothing_that_was_lost_escapes(
+    then: dict[str, int], happened: list[tuple[str, int, str, bool]], size: int
+) -> None:
+    """Changes, deletes and purges in order of time; each told, or lost. A record is in doubt unless its last one was told."""
+    org, ours = {id: (stamp, False) for id, stamp in then.items()}, {id: Known(stamp, False) for id, stamp in then.items()}
+    lost: set[str] = set()
+    for id, stamp, what, told in sorted(happened, key=lambda one: one[1]):
+        if what == "purge":
+            if id in org and org[id][1]:
+                del org[id]
+            continue
+        if what == "delete" and (id not in org or org[id][1]):
+            continue
+        org[id] = (stamp, what == "delete")
+        if told:
+            ours[id] = Known(stamp, what == "delete")
+        (lost.discard if told else lost.add)(id)
+    held = dict(ours)
+    doubtful = changed_since(held, [(id, stamp, gone) for id, (stamp, gone) in org.items() if stamp > NOW])
+    for part in ranges(sorted(held), size):
+        there = {id: stamp for id, (stamp, gone) in org.items() if not gone and id in part.ids}
+        if not range_agrees(part, held, len(there), max(there.values(), default=None)):
+            doubtful |= suspects(part, held, there)
+    differ = {id for id in lost if (id in org and not org[id][1]) != (id in ours and not ours[id].deleted)}
+    differ |= {id for id in lost if id in org and id in ours and not org[id][1] and differs(org[id][0], ours[id].second)}
+    assert differ <= doubtful
 
 
 def test_a_stamp_may_be_two_seconds_older_than_its_commit_and_not_newer() -> None:
