@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from deploy import cli_routes, cli_try
+from deploy import cli_maps, cli_routes, cli_try
 from deploy.cli_options import FlowOption, JsonOption
 
 app = typer.Typer(
@@ -275,6 +275,7 @@ app.command(rich_help_panel=RUN)(cli_routes.pause)
 app.command(rich_help_panel=RUN)(cli_routes.resume)
 app.command(rich_help_panel=MEND)(cli_routes.refill)
 app.command(rich_help_panel=MEND)(cli_routes.replay)
+app.add_typer(cli_maps.app, name="map", rich_help_panel=TRY)
 for command in (cli_try.demo, cli_try.soak, cli_try.bench):
     app.command(rich_help_panel=TRY)(command)
 REST = {"allow_extra_args": True, "ignore_unknown_options": True}

@@ -21,7 +21,7 @@ from streams.salesforce.runs import Run
 
 COMMANDS = [
     "login", "worker", "subscribe", "receive", "snapshot", "check", "status", "dead-letters", "incidents", "redrive", "adopt",
-    "accept-loss", "pause", "resume", "refill", "replay", "verify", "quality", "demo", "bench", "soak", "test", "sandbox",
+    "accept-loss", "pause", "resume", "refill", "replay", "verify", "quality", "map", "demo", "bench", "soak", "test", "sandbox",
 ]  # fmt: skip
 
 
@@ -35,7 +35,8 @@ def test_help_names_every_command() -> None:
     shown = CliRunner().invoke(app, ["--help"])
     assert shown.exit_code == 0
     assert all(command in shown.output for command in COMMANDS)
-    assert {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands} == set(COMMANDS)
+    named = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
+    assert named | {group.name for group in app.registered_groups} == set(COMMANDS)
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "sandbox"])
