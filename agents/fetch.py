@@ -28,14 +28,19 @@ from streams.salesforce.auth import Login
 from streams.salesforce.limits import Step
 from streams.salesforce.messages import id18
 from streams.salesforce.positions import Durable, Positions
-from streams.salesforce.rest import IDS_PER_CALL, Rest, Row, check_id
+from streams.salesforce.renames import children_request
+from streams.salesforce.rest import IDS_PER_CALL, Answer, Rest, Row, check_id, check_name
 from streams.salesforce.rights import UNPROVEN, sees_all
+from streams.salesforce.rows import row_outputs
 from streams.salesforce.tokens import Vault
 from streams.topics import Topics
 
 CALLS = 2
 """Calls of one sObject at a time: ids that come meanwhile share the next call, a single id is read at once."""
 CALL_SECONDS = 300.0
+KEPT_SECONDS = 5.0
+"""So long a row that was read answers events that it was read behind: a record changed five times in a second is not read five times."""
+KEPT = 5_000
 GATHER_SECONDS = 10.0
 """Ids wait so long for others while the org's calls run short."""
 STAGE = "fetch"
@@ -43,7 +48,10 @@ STAGE = "fetch"
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One record of `fetch.<connection>`: {"sobject", "id"}; reason, run and route come from its headers and go back with the row."""
+    """One record of `fetch.<connection>`: {"sobject", "id"}; reason, run and route come from its headers and go back with the row.
+
+    `after`: epoch and position of the event that asks: a row that was read behind it answers.
+    """
 
     record: Record
     sobject: str
@@ -51,6 +59,18 @@ class Request:
     reason: Reason
     run: str | None
     route: str | None
+    after: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Children:
+    """Another record of it (streams/salesforce/renames.py): the rows whose `through` is one of `parents`, behind the id `after`."""
+
+    record: Record
+    sobject: str
+    through: str
+    parents: tuple[str, ...]
+    after: str
 
 
 @dataclass(slots=True)
@@ -111,20 +131,27 @@ class Fetch:
     async def __call__(self, chunk: Chunk, partition: Partition) -> Result:
         dead: list[Output] = []
         wanted: dict[str, dict[str, list[Request]]] = defaultdict(lambda: defaultdict(list))
+        children: list[Children] = []
         for record in chunk.records:
             request = per_record(STAGE, record, partial(self._parse, record), topics=self._topics, redrive_to=chunk.topic, dead=dead)
-            if request is not None and not any(_same(request, other) for other in wanted[request.sobject][request.id]):
+            if isinstance(request, Children):
+                children.append(request)
+            elif request is not None and not any(_same(request, other) for other in wanted[request.sobject][request.id]):
                 wanted[request.sobject][request.id].append(request)
         outputs: list[Output] = []
         for sobject, by_id in wanted.items():
             ids = list(by_id)
             for start in range(0, len(ids), IDS_PER_CALL):
                 await self._answer(partition, sobject, {i: by_id[i] for i in ids[start : start + IDS_PER_CALL]}, outputs, dead)
+        for together in together_of(children):
+            await self._page(partition, together, outputs, dead)
         return Result(outputs=[*outputs, *dead])
 
-    def _parse(self, record: Record) -> Request:
+    def _parse(self, record: Record) -> Request | Children:
         """Raises PermanentError, and what orjson raises."""
         body = orjson.loads(record.value or b"")
+        if isinstance(body, dict) and "through" in body:
+            return self._parse_children(record, body)
         if not isinstance(body, dict) or not isinstance(body.get("id"), str) or not isinstance(body.get("sobject"), str):
             raise PermanentError('a fetch request must be {"sobject": …, "id": …}')
         if body["sobject"] not in self._sobjects:
@@ -136,7 +163,50 @@ class Fetch:
         def text(name: str) -> str | None:
             return None if (raw := headers.get(name)) is None else raw.decode()
 
-        return Request(record, body["sobject"], id18(check_id(body["id"])), Reason(text("reason") or "fetch"), text("run"), text("route"))
+        epoch, position = text("epoch"), text("position")
+        after = (int(epoch), int(position)) if epoch and position else None
+        return Request(
+            record, body["sobject"], id18(check_id(body["id"])), Reason(text("reason") or "fetch"), text("run"), text("route"), after
+        )
+
+    def _parse_children(self, record: Record, body: Row) -> Children:
+        """Raises PermanentError."""
+        sobject, through, parents, after = (body.get(name) for name in ("sobject", "through", "parents", "after"))
+        if not (isinstance(sobject, str) and isinstance(through, str) and isinstance(after, str) and isinstance(parents, list)):
+            raise PermanentError('a request for children must be {"sobject": …, "through": …, "parents": […], "after": ""}')
+        if sobject not in self._sobjects:
+            raise PermanentError(f"no route reads '{sobject[:60]}' of {self._connection} any more: nothing is to be done")
+        if not 0 < len(parents) <= IDS_PER_CALL or not all(isinstance(parent, str) for parent in parents):
+            raise PermanentError(f"a request for children names 1 to {IDS_PER_CALL} parents")
+        found = tuple(id18(check_id(parent)) for parent in parents)
+        return Children(record, sobject, check_name(through), found, check_id(after) if after else "")
+
+    async def _page(self, partition: Partition, requests: Sequence[Children], outputs: list[Output], dead: list[Output]) -> None:
+        """A page of the children of some parents; where there are more, a request for the next. Many go through the bulk lane."""
+        one = requests[0]
+        parents = list(dict.fromkeys(parent for request in requests for parent in request.parents))
+        try:
+            durable, answer = await self._guard.call(partition, partial(self._children, one, parents), self._probe, CALL_SECONDS)
+        except PermanentError as error:
+            for request in requests:
+                dead.append(dead_letter_output(STAGE, request.record, error, topics=self._topics, redrive_to=request.record.topic))
+            metrics.FETCHED.labels(self._connection, one.sobject, "dead").inc(len(requests))
+            return
+        source, many = f"{self._connection}/{one.sobject}", bool(one.after) or len(answer.rows) > IDS_PER_CALL
+        pairs = [(_id_of(row).encode(), orjson.dumps(row)) for row in answer.rows]
+        reason = Reason.POLL if many else Reason.FETCH
+        outputs += row_outputs(self._topics, source, pairs, durable, reason=reason, run=None, bulk=many)
+        metrics.FETCHED.labels(self._connection, one.sobject, "row").inc(len(pairs))
+        if len(pairs) == self._rest.page_size:
+            outputs.append(children_request(self._topics.fetch(self._connection), one.sobject, one.through, parents, pairs[-1][0].decode()))
+
+    async def _children(self, one: Children, parents: Sequence[str]) -> tuple[Durable, Answer]:
+        async with self._slots[one.sobject]:
+            durable = await self._positions.durable(self._connection, self._config, one.sobject)
+            listed = ",".join(f"'{parent}'" for parent in parents)
+            where = f"{one.through} IN ({listed})"
+            fields = self._fields[f"{self._connection}/{one.sobject}"]
+            return durable, await self._rest.page(one.sobject, fields, one.after, STAGE, where=where)
 
     async def _answer(
         self, partition: Partition, sobject: str, requests: Mapping[str, Sequence[Request]], outputs: list[Output], dead: list[Output]
@@ -221,6 +291,21 @@ class Fetch:
             rows = {_id_of(row): row for row in answer.rows}
             proven = len(rows) >= len(batch.ids) or await sees_all(self._rest, sobject, STAGE)
             return _Read(durable, rows, answer.second, proven)
+
+
+def together_of(requests: Sequence[Children]) -> list[list[Children]]:
+    """Requests that one call answers: first pages of one relationship share calls, each parent once; a following page is its own."""
+    found: list[list[Children]] = []
+    first: dict[tuple[str, str], dict[str, Children]] = defaultdict(dict)
+    for request in requests:
+        if request.after or len(request.parents) > 1:
+            found.append([request])
+        else:
+            first[request.sobject, request.through].setdefault(request.parents[0], request)
+    for by_parent in first.values():
+        each = list(by_parent.values())
+        found += [each[start : start + IDS_PER_CALL] for start in range(0, len(each), IDS_PER_CALL)]
+    return found
 
 
 def _id_of(row: Row) -> str:

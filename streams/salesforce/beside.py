@@ -1,4 +1,5 @@
-"""What the process that leads a channel does beside its subscription: repairs, after them the first snapshots, and looks at the rights.
+"""What the process that leads a channel does beside its subscription: repairs, after them the first snapshots, looks at
+the rights, and what parents are polled.
 
 It reads from Salesforce and hands rows to the in-topics; the position is the subscriber's.
 """
@@ -14,6 +15,7 @@ from models.scrub import scrub
 from streams.salesforce.allocation import CAUSE
 from streams.salesforce.context import Context
 from streams.salesforce.messages import Intake
+from streams.salesforce.parent_polls import ParentPolls
 from streams.salesforce.parents import order_of
 from streams.salesforce.repair import Repairs
 from streams.salesforce.retry import retried
@@ -32,6 +34,7 @@ class Beside:
         self._repairs = Repairs(context, name, sources, others=[CAUSE])
         fields = {source: context.fields[source] for source in sources}
         self._rights = Rights(context.settings, context.rest, context.config, fields, self._repairs.store)
+        self._parents = ParentPolls(context, sources[0])
         self._task: asyncio.Task[None] | None = None
 
     def start(self, intake: Intake, renew: Callable[[str], None]) -> None:
@@ -62,6 +65,7 @@ class Beside:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._repairs.run())
                 group.create_task(self._snapshots())
+                group.create_task(self._parents.run())
                 group.create_task(self._look(intake, renew))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None

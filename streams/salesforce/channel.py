@@ -32,6 +32,7 @@ from streams.salesforce.leader import Leadership
 from streams.salesforce.messages import BUFFER_SECONDS, Intake, Plan, parts
 from streams.salesforce.oauth import Token
 from streams.salesforce.positions import Position, output, position_key, read_positions
+from streams.salesforce.renames import Followed
 from streams.salesforce.retry import Backoff, retried
 from streams.salesforce.runs import first_runs
 from streams.topics import Topics
@@ -88,7 +89,8 @@ class Channel:
             await retried(self._publisher.start, f"producer of {self._key}")  # fences first
             stored = (await retried(lambda: read_positions(self._c.settings), "positions")).get(self._key)  # then reads
             position = stored or await self._first_start()
-            self._intake = Intake(self._c.connection, self._channel, self._topics, self._routed, position)
+            asks = Followed(self._c.connection, self._c.fields, self._topics).of_event
+            self._intake = Intake(self._c.connection, self._channel, self._topics, self._routed, position, asks)
             await self._allocation.recall(position)
             while True:  # then subscribes
                 await self._while_held()

@@ -7,7 +7,7 @@ records, an incident (it says that something changed, not what), dead letters, o
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -97,7 +97,16 @@ class Intake:
     not_before   commit second below which events are dropped (restart before a first position was stored), None: keep all
     """
 
-    def __init__(self, connection: str, channel: str, topics: Topics, routed: Collection[str], position: Position) -> None:
+    def __init__(
+        self,
+        connection: str,
+        channel: str,
+        topics: Topics,
+        routed: Collection[str],
+        position: Position,
+        asks: Callable[[ChangeEvent], list[Output]] | None = None,
+    ) -> None:
+        self._asks = asks or (lambda _: [])
         self.connection, self.channel, self._topics, self._routed = connection, channel, topics, frozenset(routed)
         self._platform, self._custom = channel.startswith(PLATFORM), channel.endswith("__chn")
         self.position = position
@@ -126,8 +135,9 @@ class Intake:
         if self._dropped(plan, event):
             return
         plan.last_millis = max(plan.last_millis, event.committed)
+        plan.outputs += (asked := self._asks(event))
         if event.sobject not in self._routed:
-            plan.unrouted += 1
+            plan.unrouted += not asked
             return
         raw = dump(message)
         if event.needs_reread:
