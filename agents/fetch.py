@@ -6,7 +6,7 @@ no target. A Salesforce that is away stalls this agent only.
 
 import asyncio
 import time
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -75,12 +75,16 @@ class Children:
 
 @dataclass(slots=True)
 class _Read:
-    """What one call found: rows by id, where the channel stood before it, the source's second. `proven`: what is missing is not hidden."""
+    """What one call found: rows by id, where the channel stood before it, the source's second. `proven`: what is missing is not hidden.
+
+    `fields`: the columns that were read.
+    """
 
     durable: Durable
     rows: dict[str, Row]
     second: int
     proven: bool
+    fields: tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -121,6 +125,7 @@ class Fetch:
         self._rest = Rest(connection, config, Login(connection, config, flow.folder, vault=Vault.of(settings)), settings)
         self._positions = Positions(settings)
         self._open: dict[str, _Batch] = {}
+        self._kept: OrderedDict[tuple[str, str], tuple[float, _Read]] = OrderedDict()
         self._slots: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(CALLS))
 
     async def close(self) -> None:
@@ -188,8 +193,8 @@ class Fetch:
         try:
             durable, answer = await self._guard.call(partition, partial(self._children, one, parents), self._probe, CALL_SECONDS)
         except PermanentError as error:
-            for request in requests:
-                dead.append(dead_letter_output(STAGE, request.record, error, topics=self._topics, redrive_to=request.record.topic))
+            letter = partial(dead_letter_output, STAGE, topics=self._topics)
+            dead += [letter(request.record, error, redrive_to=request.record.topic) for request in requests]
             metrics.FETCHED.labels(self._connection, one.sobject, "dead").inc(len(requests))
             return
         source, many = f"{self._connection}/{one.sobject}", bool(one.after) or len(answer.rows) > IDS_PER_CALL
@@ -220,6 +225,16 @@ class Fetch:
             metrics.FETCHED.labels(self._connection, sobject, "dead").inc(len(ids))
 
         async def some(ids: Sequence[str]) -> None:
+            left = []
+            for record_id in ids:
+                if (kept := self._answers(sobject, record_id, requests[record_id])) is None:
+                    left.append(record_id)
+                else:
+                    self._rows(sobject, record_id, requests[record_id], kept, outputs, dead)
+            if left:
+                await call(left)
+
+        async def call(ids: Sequence[str]) -> None:
             try:
                 found = await self._guard.call(partition, partial(self._read, sobject, ids), self._probe, CALL_SECONDS)
             except PermanentError as error:
@@ -233,6 +248,22 @@ class Fetch:
                 self._rows(sobject, record_id, requests[record_id], found, outputs, dead)
 
         await split(list(requests), some, lambda record_id, error: give_up([record_id], error))
+
+    def _answers(self, sobject: str, record_id: str, requests: Sequence[Request]) -> _Read | None:
+        """A read of a moment ago, where the positions say that it began behind every event that asks."""
+        at, found = self._kept.get((sobject, record_id), (0.0, None))
+        if found is None or time.monotonic() - at > KEPT_SECONDS or found.fields != tuple(self._fields[f"{self._connection}/{sobject}"]):
+            return None
+        behind = (found.durable.epoch, found.durable.position)
+        return found if all(request.after is not None and request.after <= behind for request in requests) else None
+
+    def _keep(self, sobject: str, found: _Read) -> None:
+        at = time.monotonic()
+        for record_id in found.rows:
+            self._kept[sobject, record_id] = (at, found)
+            self._kept.move_to_end((sobject, record_id))
+        while len(self._kept) > KEPT:
+            self._kept.popitem(last=False)
 
     def _rows(
         self, sobject: str, record_id: str, requests: Sequence[Request], found: _Read, outputs: list[Output], dead: list[Output]
@@ -287,10 +318,13 @@ class Fetch:
             if self._open.get(sobject) is batch:
                 del self._open[sobject]  # from here on nobody joins
             durable = await self._positions.durable(self._connection, self._config, sobject)
-            answer = await self._rest.by_ids(sobject, self._fields[f"{self._connection}/{sobject}"], list(batch.ids), "fetch")
+            fields = tuple(self._fields[f"{self._connection}/{sobject}"])
+            answer = await self._rest.by_ids(sobject, fields, list(batch.ids), "fetch")
             rows = {_id_of(row): row for row in answer.rows}
             proven = len(rows) >= len(batch.ids) or await sees_all(self._rest, sobject, STAGE)
-            return _Read(durable, rows, answer.second, proven)
+            found = _Read(durable, rows, answer.second, proven, fields)
+            self._keep(sobject, found)
+            return found
 
 
 def together_of(requests: Sequence[Children]) -> list[list[Children]]:

@@ -111,7 +111,7 @@ class _Chunk:
         self.merging = False
         self.seen: dict[bytes, Seen] = {}
         self.noted: dict[bytes, None] = {}
-        self.asked: set[tuple[str, tuple[tuple[str, bytes], ...]]] = set()
+        self.asked: dict[tuple[str, tuple[tuple[str, bytes], ...]], tuple[int, int] | None] = {}
         self.outcomes: Counter[str] = Counter()
         self.emitted: Counter[tuple[str, str]] = Counter()
         self.paused: frozenset[str] = frozenset()
@@ -139,6 +139,7 @@ class _Chunk:
         return self._result()
 
     def _result(self) -> Result:
+        self.outputs += self._requests()
         for (route, target), count in self.emitted.items():
             metrics.EMITTED.labels(route, target).inc(count)
         state: dict[str, list[tuple[bytes, bytes | None]]] = {}
@@ -189,6 +190,7 @@ class _Chunk:
             state.received = envelope.received
         held.state, held.touched = state, True
         incomplete = merged.late
+        after = (envelope.epoch, envelope.position) if envelope.kind is Kind.CHANGE and envelope.position is not None else None
         for way in self.ways:
             step = next_step(way, state, merged, message, envelope)
             if merged.redelivery:
@@ -200,7 +202,8 @@ class _Chunk:
             elif step is EMIT:
                 self._told(record, way, envelope, record_id, self._emit, way, state, envelope, record_id, record.offset)
             elif step is QUERY:
-                self._ask(record_id, plan, envelope if forced(way, envelope) else None)
+                told = envelope if forced(way, envelope) else None
+                self._ask(record_id, told, None if told else after)
             elif step is READ:
                 incomplete = True
         if nowhere:
@@ -210,7 +213,7 @@ class _Chunk:
             if missing and envelope.reason is Reason.FETCH:
                 self._guarded(record, None, lacking, missing, plan.sobject)
             else:
-                self._ask(record_id, plan, None)
+                self._ask(record_id, None, after)
         return outcome_of(merged, incomplete)
 
     def again(self, id: str, raw: bytes, route: str, run: str) -> bool:
@@ -225,7 +228,7 @@ class _Chunk:
         now = int(time.time() * 1000)
         envelope = Envelope(kind=kind, reason=Reason.REFILL, received=now, run=run, route=route, position=0 if self.plan.hook else None)
         if not (state.deleted or self.plan.hook or state.knows(way.fields)):
-            self._ask(id, self.plan, envelope)
+            self._ask(id, envelope, None)
             return False
         if not state.deleted or any(keys.last or keys.left for keys in before.values()):
             last = AsLastSeen(self.redrive_to, self.partition.number, max(state.live, state.bulk), id, envelope)
@@ -358,16 +361,27 @@ class _Chunk:
             received=state.received,
         )
 
-    def _ask(self, record_id: str, plan: Plan, envelope: Envelope | None) -> None:
-        """One request per record and chunk; with `envelope` it carries why the row shall be emitted."""
+    def _ask(self, record_id: str, envelope: Envelope | None, after: tuple[int, int] | None) -> None:
+        """One request per record and chunk; with `envelope` it carries why the row shall be emitted. `after`: the event that asks."""
         headers: Headers = []
         if envelope is not None:
             told = (("reason", envelope.reason.value), ("run", envelope.run), ("route", envelope.route))
             headers = [(name, value.encode()) for name, value in told if value is not None]
-        if (mark := (record_id, tuple(headers))) not in self.asked:
-            self.asked.add(mark)
-            value = orjson.dumps({"sobject": plan.sobject, "id": record_id})
-            self.outputs.append(Output(self.topics.fetch(self.inbound.connection), record_id.encode(), value, headers))
+        mark = record_id, tuple(headers)
+        if mark in self.asked:
+            before = self.asked[mark]
+            self.asked[mark] = None if after is None or before is None else max(after, before)
+        else:
+            self.asked[mark] = after
+
+    def _requests(self) -> list[Output]:
+        """What is to be read again. Who reads need not read what was read behind the last event of the chunk that asks."""
+        topic, found = self.topics.fetch(self.inbound.connection), []
+        for (record_id, told), after in self.asked.items():
+            value = orjson.dumps({"sobject": self.inbound.sobject, "id": record_id})
+            behind = [("epoch", b"%d" % after[0]), ("position", b"%d" % after[1])] if after else []
+            found.append(Output(topic, record_id.encode(), value, [*told, *behind]))
+        return found
 
     def _committed(self) -> dict[Lane, int]:
         if self._through is None:

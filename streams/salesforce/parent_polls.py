@@ -1,4 +1,4 @@
-"""Polling of parents whose changes no event tells: users, and objects that no channel carries. It hands on no rows, only requests for children.
+"""Polling of parents whose changes no event tells: users, and objects that no channel carries. It hands on requests for children, no rows.
 
 The cursor and the requests behind it are one Kafka transaction. Which values a parent had is kept in memory only: after a start the first
 change of a parent reads its children, whatever changed.
@@ -20,6 +20,7 @@ from streams.publish import TransactionalPublisher
 from streams.salesforce.changed import changed, second_of_stamp
 from streams.salesforce.context import Context
 from streams.salesforce.cursors import Cursor, read_cursors
+from streams.salesforce.messages import id18
 from streams.salesforce.renames import Followed
 from streams.salesforce.rest import Row
 from streams.salesforce.retry import retried
@@ -68,12 +69,12 @@ class ParentPolls:
             await self._publisher.stop()
 
     async def _first(self, name: str) -> Cursor:
-        now, org = await self._rest.here()
-        return await self._store(Cursor(name, now, org=org), [])
+        here = await self._rest.here()
+        return await self._store(Cursor(name, here.second + OVERLAP, org=here.org), [])  # what was before, a first snapshot reads
 
     async def _round(self, parent: str, at: Cursor) -> Cursor:
         """Everything that changed since the last one. Raises the four classes."""
-        now, org = await self._rest.here()
+        now, org, _ = await self._rest.here()
         if at.org != org:
             at = await self._first(at.source)
         fields = ["Id", *self._followed.parents[parent]]
@@ -82,15 +83,16 @@ class ParentPolls:
         while True:
             answer = await changed(self._rest, parent, fields, at.second - OVERLAP, after, PURPOSE)
             for row in answer.rows:
+                name = id18(str(row.get("Id")))
                 newest = max(newest, min(second_of_stamp(row.get("SystemModstamp")) or 0, now))
-                prints[str(row["Id"])] = found = _print(row, fields)
-                if self._known.get(str(row["Id"])) != found:
-                    changed_ids.append(str(row["Id"]))
+                prints[name] = _print(row, fields)
+                if self._known.get(name) != prints[name]:
+                    changed_ids.append(name)
             if len(answer.rows) < self._rest.page_size:
                 break
             after = (str(answer.rows[-1]["SystemModstamp"]), str(answer.rows[-1]["Id"]))
         moved = replace(at, second=newest, now=now, at=int(time.time() * 1000))
-        if changed_ids:
+        if changed_ids or newest > at.second:
             await self._store(moved, self._followed.requests(parent, self._followed.parents[parent], changed_ids))
         if len(self._known) > KNOWN:
             self._known.clear()

@@ -16,7 +16,11 @@ from streams.salesforce.messages import id18
 from streams.topics import Topics
 
 USERS = ("CreatedBy", "LastModifiedBy", "Manager", "Owner")
-LEADS_TO = dict.fromkeys(USERS, ("User",)) | {"ReportsTo": ("Contact",), "Who": ("Contact", "Lead"), "What": ("Account", "Opportunity", "Case")}
+LEADS_TO = dict.fromkeys(USERS, ("User",)) | {
+    "ReportsTo": ("Contact",),
+    "Who": ("Contact", "Lead"),
+    "What": ("Account", "Opportunity", "Case"),
+}
 """Of the standard relationships those whose name is not that of the object."""
 NAMES = frozenset({"Name", "Salutation", "FirstName", "MiddleName", "LastName", "Suffix"})
 
@@ -27,7 +31,8 @@ Child = tuple[str, str]
 def parents_of_path(sobject: str, path: str) -> Iterable[tuple[str, str, str]]:
     """(parent, its field, the child's path to its id) of each step of a relationship path: all that may change its value."""
     *links, last = path.split(".")
-    reached, through = (sobject,), ""
+    reached: tuple[str, ...] = (sobject,)
+    through = ""
     for at, link in enumerate(links):
         through += _key(link)
         field = _key(links[at + 1]) if at + 1 < len(links) else last

@@ -34,10 +34,10 @@ async def desk() -> AsyncIterator[Desk]:
 class Bench:
     """A fetch agent, and chunks for it."""
 
-    def __init__(self, settings: Settings, desk: Desk, fields: Any = FIELDS) -> None:
+    def __init__(self, settings: Settings, desk: Desk, fields: Any = FIELDS, **connection: Any) -> None:
         self.settings, self.topic = settings, Topics(settings.installation).fetch("acme")
         guard = Guard("fetch", "acme", probe_seconds=0.2, base=0.05, cap=0.2)
-        self.agent = Fetch("acme", flow_for(desk.url), settings, fields, guard=guard)
+        self.agent = Fetch("acme", flow_for(desk.url, **connection), settings, fields, guard=guard)
         self.offset = 0
 
     def record(self, value: Any, headers: list[tuple[str, bytes]] | None = None) -> MemoryRecord:
@@ -196,6 +196,84 @@ async def test_when_calls_run_short_ids_wait_for_each_other_and_a_full_call_wait
     async with asyncio.timeout(60):
         rows, _ = await bench.ask(*many)
     assert len(rows) == IDS_PER_CALL
+
+
+def through(*parents: str, after: str = "", by: str = "AccountId") -> dict[str, Any]:
+    return {"sobject": "Contact", "through": by, "parents": list(parents), "after": after}
+
+
+async def family(desk: Desk, children: int) -> tuple[str, list[str]]:
+    account = await desk.create("House", "Account")
+    changes = [{"op": "create", "type": "Contact", "values": {"LastName": f"C{n}", "AccountId": account}} for n in range(children)]
+    return account, sorted((await desk.call("POST", "transaction", changes=changes))["ids"])
+
+
+async def test_children_of_many_parents_share_a_call_and_each_comes_once(bench: Bench, desk: Desk) -> None:
+    families = [await family(desk, 2) for _ in range(5)]
+    await desk.create("Nobody's")
+    await bench.ask({"sobject": "Contact", "id": families[0][1][0]})  # logged in
+    before = await calls(desk)
+    rows, others = await bench.ask(*(through(account) for account, _ in families), through(families[0][0]))
+    assert sorted((o.key or b"").decode() for o in rows) == sorted(c for _, children in families for c in children)
+    assert (others, await calls(desk) - before, {envelope(o).reason for o in rows}) == ([], 1, {Reason.FETCH})
+
+
+async def test_many_children_come_page_by_page_through_the_bulk_lane(settings: Settings, desk: Desk) -> None:
+    bench = Bench(settings, desk, page=250)
+    account, children = await family(desk, 600)
+    bulk, pages, wanted = Topics(settings.installation).inbound("acme/Contact", bulk=True), [], [through(account)]
+    try:
+        while wanted:
+            chunk = Chunk(bench.topic, 0, [bench.record(wanted.pop())])
+            result = await bench.agent(chunk, MemoryPartition(0))
+            pages.append([(o.key or b"").decode() for o in result.outputs if o.topic == bulk])
+            wanted = [orjson.loads(o.value or b"") for o in result.outputs if o.topic == bench.topic]
+            assert len(result.outputs) == len(pages[-1]) + len(wanted), "none in the live lane, none dead"
+    finally:
+        await bench.agent.close()
+    assert [len(page) for page in pages] == [250, 250, 100]
+    assert [child for page in pages for child in page] == children
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        through(),
+        through("001' OR Name != '"),
+        through("001Qx00000Ke4RtIAJ", after="'"),
+        through("001Qx00000Ke4RtIAJ", by="AccountId IN () OR Id"),
+        through("001Qx00000Ke4RtIAJ", by="Nothing__c"),
+        through(*["001Qx00000Ke4RtIAJ"] * 201),
+        {"sobject": "Contact", "through": None, "parents": [], "after": ""},
+        {"sobject": "Nothing__c", "through": "AccountId", "parents": ["001Qx00000Ke4RtIAJ"], "after": ""},
+    ],
+    ids=lambda bad: str(bad)[:60],
+)
+async def test_a_bad_request_for_children_is_a_dead_letter(bench: Bench, desk: Desk, bad: Any) -> None:
+    person = await desk.create("Ames")
+    rows, dead = await bench.ask(bad, {"sobject": "Contact", "id": person})
+    assert [o.key for o in rows] == [person.encode()]
+    assert [letter["stage"] for letter in dead] == ["fetch"]
+
+
+async def test_a_row_of_a_moment_ago_answers_the_events_it_was_read_behind_and_no_other(bench: Bench, desk: Desk) -> None:
+    person = await desk.create("Ames")
+    publisher = Publisher(bench.settings)
+    await publisher.send(
+        [output(Topics(bench.settings.installation), "acme", "/data/ChangeEvents", Position(1, 10, 1, "00D", "x", 1, "new"))]
+    )
+    await publisher.stop()
+
+    async def read(position: int | None, epoch: int = 1) -> int:
+        before = await calls(desk)
+        headers = [("epoch", b"%d" % epoch), ("position", b"%d" % position)] if position is not None else [("reason", b"fetch")]
+        rows, dead = await bench.ask({"sobject": "Contact", "id": person}, headers=headers)
+        assert (len(rows), dead, envelope(rows[0]).began) == (1, [], 10)
+        return await calls(desk) - before
+
+    assert await read(8) == 1
+    assert [await read(8), await read(9), await read(10)] == [0, 0, 0]
+    assert [await read(11), await read(3, epoch=2), await read(None)] == [1, 1, 1]
 
 
 async def test_the_stage_reads_the_requests_of_its_connection(settings: Settings, desk: Desk) -> None:

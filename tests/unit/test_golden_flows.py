@@ -51,5 +51,5 @@ async def test_the_same_lead_twice_in_the_queue_is_asked_for_once_and_written_on
     """As the two entries of a queue that differ by eight seconds."""
     p, case = pipeline("iterable"), GOLDEN["iterable"]["cases"][0]
     await p.feed(*(p.change("Lead", case["id"], "UPDATE", 10 + n, 1000 + 8 * n, {"Status": f"s{n}"}) for n in range(2)))
-    assert p.fetches == [({"sobject": "Lead", "id": case["id"]}, {})]
+    assert p.fetches == [({"sobject": "Lead", "id": case["id"]}, {"epoch": "1", "position": "11"})]
     assert [write.key for write in await p.feed(p.row("Lead", case["id"], 11, 1008, case["before"]))] == [case["key"]]

@@ -55,7 +55,7 @@ def create(p: Pipeline, position: int = 10, **more: Any) -> MemoryRecord:
 async def test_a_query_route_asks_for_the_row_and_the_row_emits_to_it_and_asks_no_more() -> None:
     p = pipeline(**BOTH)
     assert [w.route for w in await p.feed(create(p))] == ["contacts"], "what needs no row does not wait for it"
-    assert p.fetches == [({"sobject": "Contact", "id": ID}, {})]
+    assert p.fetches == [({"sobject": "Contact", "id": ID}, {"epoch": "1", "position": "10"})]
     writes = await p.feed(p.row("Contact", ID, 10, 1000, ROW))
     assert [w.route for w in writes] == ["people"]
     assert (writes[0].body or {})["dataFields"]["Owner"]["Salesforce"]["Active"] is True
@@ -83,13 +83,14 @@ async def test_a_delete_reaches_a_query_route_without_a_row() -> None:
 async def test_many_events_of_a_record_in_one_chunk_ask_once() -> None:
     p = pipeline(people=PEOPLE)
     await p.feed(create(p), *(p.change("Contact", ID, "UPDATE", 20 + n, 1010, {"Title": str(n)}) for n in range(5)))
-    assert len(p.fetches) == 1
+    [(_, headers)] = p.fetches
+    assert headers == {"epoch": "1", "position": "24"}, "only what was read behind the last of them answers"
 
 
 async def test_an_incomplete_record_is_written_nowhere_and_read_again() -> None:
     p = pipeline()
     assert await p.feed(p.change("Contact", ID, "UPDATE", 10, 1000, {"Title": "x"})) == []
-    assert p.fetches == [({"sobject": "Contact", "id": ID}, {})]
+    assert p.fetches == [({"sobject": "Contact", "id": ID}, {"epoch": "1", "position": "10"})]
     [write] = await p.feed(p.row("Contact", ID, 10, 1000, ROW))
     assert write.op is Op.WRITE
 
