@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, TypeVar, TypeVarTuple
 
-import orjson
 from msgspec import Struct
 from msgspec.structs import replace
 
+from agents.asked import Asked
 from agents.duplicates import group_key
 from agents.guard import per_record
 from agents.inbox import AsLastSeen, delivery_of, read, text_of
@@ -29,7 +29,7 @@ from agents.rules.writes import encode_write
 from agents.states import States
 from agents.tables import RECORDS, SEEN, Seen, records_key, seen_key
 from agents.tally import Last, Once, Tally, failed
-from models.envelope import ALWAYS_EMITS, Envelope, Headers, Kind, Reason
+from models.envelope import ALWAYS_EMITS, Envelope, Kind, Reason
 from models.errors import PermanentError, SettingsError
 from models.flow import Flow
 from models.settings import Settings
@@ -111,7 +111,7 @@ class _Chunk:
         self.merging = False
         self.seen: dict[bytes, Seen] = {}
         self.noted: dict[bytes, None] = {}
-        self.asked: dict[tuple[str, tuple[tuple[str, bytes], ...]], tuple[int, int] | None] = {}
+        self.asked = Asked(topics.fetch(self.inbound.connection), self.inbound.sobject)
         self.outcomes: Counter[str] = Counter()
         self.emitted: Counter[tuple[str, str]] = Counter()
         self.paused: frozenset[str] = frozenset()
@@ -139,7 +139,7 @@ class _Chunk:
         return self._result()
 
     def _result(self) -> Result:
-        self.outputs += self._requests()
+        self.outputs += self.asked.outputs()
         for (route, target), count in self.emitted.items():
             metrics.EMITTED.labels(route, target).inc(count)
         state: dict[str, list[tuple[bytes, bytes | None]]] = {}
@@ -203,7 +203,7 @@ class _Chunk:
                 self._told(record, way, envelope, record_id, self._emit, way, state, envelope, record_id, record.offset)
             elif step is QUERY:
                 told = envelope if forced(way, envelope) else None
-                self._ask(record_id, told, None if told else after)
+                self.asked.add(record_id, told, None if told else after)
             elif step is READ:
                 incomplete = True
         if nowhere:
@@ -213,7 +213,7 @@ class _Chunk:
             if missing and envelope.reason is Reason.FETCH:
                 self._guarded(record, None, lacking, missing, plan.sobject)
             else:
-                self._ask(record_id, None, after)
+                self.asked.add(record_id, None, after)
         return outcome_of(merged, incomplete)
 
     def again(self, id: str, raw: bytes, route: str, run: str) -> bool:
@@ -228,7 +228,7 @@ class _Chunk:
         now = int(time.time() * 1000)
         envelope = Envelope(kind=kind, reason=Reason.REFILL, received=now, run=run, route=route, position=0 if self.plan.hook else None)
         if not (state.deleted or self.plan.hook or state.knows(way.fields)):
-            self._ask(id, envelope, None)
+            self.asked.add(id, envelope, None)
             return False
         if not state.deleted or any(keys.last or keys.left for keys in before.values()):
             last = AsLastSeen(self.redrive_to, self.partition.number, max(state.live, state.bulk), id, envelope)
@@ -360,28 +360,6 @@ class _Chunk:
             committed=state.committed,
             received=state.received,
         )
-
-    def _ask(self, record_id: str, envelope: Envelope | None, after: tuple[int, int] | None) -> None:
-        """One request per record and chunk; with `envelope` it carries why the row shall be emitted. `after`: the event that asks."""
-        headers: Headers = []
-        if envelope is not None:
-            told = (("reason", envelope.reason.value), ("run", envelope.run), ("route", envelope.route))
-            headers = [(name, value.encode()) for name, value in told if value is not None]
-        mark = record_id, tuple(headers)
-        if mark in self.asked:
-            before = self.asked[mark]
-            self.asked[mark] = None if after is None or before is None else max(after, before)
-        else:
-            self.asked[mark] = after
-
-    def _requests(self) -> list[Output]:
-        """What is to be read again. Who reads need not read what was read behind the last event of the chunk that asks."""
-        topic, found = self.topics.fetch(self.inbound.connection), []
-        for (record_id, told), after in self.asked.items():
-            value = orjson.dumps({"sobject": self.inbound.sobject, "id": record_id})
-            behind = [("epoch", b"%d" % after[0]), ("position", b"%d" % after[1])] if after else []
-            found.append(Output(topic, record_id.encode(), value, [*told, *behind]))
-        return found
 
     def _committed(self) -> dict[Lane, int]:
         if self._through is None:
