@@ -25,7 +25,7 @@ from streams.salesforce.changed import changed, deleted, in_bin, second_of_stamp
 from streams.salesforce.context import Context
 from streams.salesforce.cursors import Cursor, read_cursors
 from streams.salesforce.incidents import Cause, Incident
-from streams.salesforce.limits import steady
+from streams.salesforce.limits import LimitReachedError, steady
 from streams.salesforce.messages import id18
 from streams.salesforce.positions import Durable, Position, Positions, output
 from streams.salesforce.rest import Here, Row
@@ -50,6 +50,7 @@ IDLE_SECONDS = 3600
 """A cursor that moves on beside a quiet source is stored so often."""
 
 
+HELD_SECONDS = 1.0
 Told = Callable[[str, TemporaryError | PausedError | PermanentError | None], None]
 """Hears of each round of a source: what it ended in, None where all is well."""
 
@@ -130,6 +131,10 @@ class Polls:
     async def _again(self, poll: "Poll") -> None:
         backoff = Backoff(pause=self._pause)
         while True:
+            if why := self._c.context.held():
+                self._told(poll.source, LimitReachedError(why))
+                await asyncio.sleep(HELD_SECONDS)
+                continue
             ending = self._ending
             last = ending.is_set()
             try:

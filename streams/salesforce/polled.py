@@ -45,7 +45,7 @@ class Polled:
         """One gauge for the connection, shared with its channels: one source that is refused is enough."""
         (self._c.paused.add if isinstance(error, PausedError) else self._c.paused.discard)(source)
         metrics.PAUSED.labels(source.partition("/")[0]).set(bool(self._c.paused))
-        self._say(source, error.reason if error else "", ok=error is None)
+        self._say(source, error.reason if error else "", ok=error is None or bool(self._c.held()))
 
     def _standby(self) -> None:
         for source in self._every:

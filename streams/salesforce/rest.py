@@ -34,7 +34,8 @@ Row = dict[str, Any]
 T = TypeVar("T")
 TIMEOUT = (10.0, 130.0)
 """Seconds to connect, seconds without a byte. Salesforce ends a query after 120 s."""
-HELD_SECONDS = 2.0
+HELD_SECONDS = 10.0
+"""So long waits who was not let through because people paused the connection."""
 IDS_PER_CALL = 200
 FIRST_LOOK, LOOK_SECONDS = 30.0, 600.0
 """Seconds to the first look at the limits, and between two."""

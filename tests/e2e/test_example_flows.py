@@ -1,14 +1,17 @@
 """Each example flow as a stranger runs it: one command, a story, and an end that an oracle computes by other means."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from deploy.oracle import Verdict
-from deploy.oracle_flows import compare_iterable
+from deploy.oracle_flows import compare_iterable, compare_tables
+from deploy.rig import FLOW
 from tests.support.commands import typed
+from tests.support.rigs import rig
 
 pytestmark = [pytest.mark.kafka, pytest.mark.postgres, pytest.mark.timeout(300)]
 
@@ -72,3 +75,23 @@ def test_the_oracle_of_people_sees_what_is_wrong() -> None:
     assert verdict(FIELDS, users=["a@example.org"] * 2).count == 1
     assert verdict(FIELDS, users=[f"{n}@example.org" for n in range(1001)]).count == 1
     assert verdict(FIELDS, status=413).count == 1
+
+
+@pytest.mark.slow
+def test_an_org_that_is_polled_gets_no_call_while_its_connection_is_paused_and_that_is_no_fault(
+    kafka: str, database_url: str, tmp_path: Path
+) -> None:
+    with rig(tmp_path / "rig", kafka, database_url, records=100, flow=FLOW.with_name("gtm-clarity.yaml")) as made:
+        made.start(roles=("worker", "subscribe"))
+        made.await_("the first run", lambda: compare_tables(made.ask, made.database).equal)
+        assert made.command("pause", "acme")[0] == 0
+        made.await_("the pause to be heard", lambda: "paused" in made.processes["subscribe"].log_tail(20))
+        before = made.ask("GET", "/sandbox/state")["counts"]["rest requests"]
+        account = {"op": "create", "type": "Account", "values": {"Name": "Later"}}
+        made.ask("POST", "/sandbox/transaction", {"changes": [account]})
+        began = time.monotonic()
+        made.await_("more than a round", lambda: time.monotonic() > began + 7)
+        assert made.ask("GET", "/sandbox/state")["counts"]["rest requests"] == before
+        assert made.ready("subscribe")
+        assert made.command("resume", "acme")[0] == 0
+        made.await_("the row", lambda: compare_tables(made.ask, made.database).equal)
