@@ -59,7 +59,7 @@ def bench(
     case: Annotated[str | None, typer.Argument(metavar="[snapshot]", help="A snapshot beside live changes, instead of the cases.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A small run, under five minutes on two cores.")] = False,
     peers: Annotated[bool, typer.Option("--peers", help="With Kafka Connect and Quix Streams, which are fetched.")] = False,
-    only: Annotated[str | None, typer.Option("--only", metavar="CASES", help="Only these cases, such as bc; all are abcdef.")] = None,
+    only: Annotated[str | None, typer.Option("--only", metavar="CASES", help="Only these cases, such as bc; all are abcdefg.")] = None,
     records: Annotated[int, typer.Option(min=1000, max=1_000_000, help="Of a snapshot.")] = 200_000,
     json: JsonOption = False,
 ) -> None:
@@ -75,9 +75,9 @@ def bench(
         raise typer.BadParameter(f"there is no case {case}: `headrace bench snapshot`, or --only", param_hint="case")
     if case and only:
         raise typer.BadParameter("--only chooses among the cases that `snapshot` is instead of", param_hint="--only")
-    if wrong := set(only or "") - set("abcdef"):
-        raise typer.BadParameter(f"there is no case {', '.join(sorted(wrong))}: name some of abcdef", param_hint="--only")
-    raise typer.Exit(run_bench(quick, json, peers, [case] if case else only or "abcdef", records))
+    if wrong := set(only or "") - set("abcdefg"):
+        raise typer.BadParameter(f"there is no case {', '.join(sorted(wrong))}: name some of abcdefg", param_hint="--only")
+    raise typer.Exit(run_bench(quick, json, peers, [case] if case else only or "abcdefg", records))
 
 
 def test(

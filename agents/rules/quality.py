@@ -128,7 +128,10 @@ def faults_of(error: BaseException | None) -> tuple[Fault, ...]:
 
 
 def _has(body: Body, name: str) -> bool:
-    value: Any = body
+    value: Any = body.get(name)
+    if type(value) is str and value[:1].isalnum():
+        return True  # as a rule, and no slower road is needed
+    value = body
     for step in name.split("."):
         value = value.get(step) if isinstance(value, dict) else None
     return value is not None and (not isinstance(value, str) or bool(text(value)))

@@ -136,6 +136,8 @@ def moment(value: Any, zone: tzinfo = UTC) -> Any:
         return None
     try:
         found = datetime.fromisoformat(plain)
+        if found.tzinfo is UTC and len(plain) == 24 and plain[10] == "T" and plain[19] == "." and plain[23] == "Z":
+            return plain  # the form that it would get
         found = (found if found.tzinfo else found.replace(tzinfo=zone)).astimezone(UTC)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{kind(value)} is not a date-time") from None

@@ -12,6 +12,7 @@ TITLES = {
     "d": "(d) Latency, commit in the sandbox Salesforce to row in PostgreSQL, open loop",
     "e": "(e) Recovery",
     "f": "(f) One worker and two: throughput, and stop time of a rebalance",
+    "g": "(g) Mapping and all gates of a 12-field map, beside orjson parsing the same record",
     "snapshot": "A snapshot through Kafka into PostgreSQL, beside live changes",
 }
 RATE, MEMORY, RECOVERED = "events_per_second", "peak_mb", "changelog_records_per_second"

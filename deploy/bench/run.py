@@ -18,6 +18,7 @@ from rich.console import Console
 from deploy.bench import cases, contest, machine, peers, report
 from deploy.bench.cases import Ground
 from deploy.bench.latency import latency
+from deploy.bench.mapping import mapping
 from deploy.bench.place import Place
 from deploy.bench.recovery import rebalance, recovery, stock_recovery
 from deploy.bench.snapshot import snapshot
@@ -134,10 +135,14 @@ async def _rebalance(ground: Ground, _size: Size, _: bool, say: Progress) -> dic
     return await rebalance(ground, say)
 
 
+async def _mapping(_ground: Ground, _size: Size, _: bool, _say: Progress) -> dict[str, Any]:
+    return mapping()
+
+
 async def _snapshot(ground: Ground, size: Size, _: bool, say: Progress) -> dict[str, Any]:
     return await asyncio.to_thread(snapshot, ground.folder, size.records, say)
 
 
 CASES: dict[str, Case] = {
-    "a": _pass, "b": _processing, "c": _whole, "d": _latency, "e": _recovery, "f": _rebalance, "snapshot": _snapshot,
+    "a": _pass, "b": _processing, "c": _whole, "d": _latency, "e": _recovery, "f": _rebalance, "g": _mapping, "snapshot": _snapshot,
 }  # fmt: skip
