@@ -210,6 +210,20 @@ def _sales(rig: Rig, say: Say) -> None:
     _seen(rig, say, "the Contact is gone", lambda: row("person", contact, "email") is None)
     _commit(rig, {"op": "undelete", "type": "Contact", "id": contact})
     _seen(rig, say, "and is back from the recycle bin", lambda: row("person", contact, "email") == "ada@example.org")
+    say("a second Contact with Ada's address, in other letters")
+    [second] = _commit(rig, _create("Contact", FirstName="Ada", LastName="Twice", Email="ada@EXAMPLE.org", AccountId=account))
+    _seen(
+        rig,
+        say,
+        "the one changed last stands, the other is held",
+        lambda: _one(row("person", second, "email"), row("person", contact, "email")),
+    )
+    _commit(rig, {"op": "delete", "type": "Contact", "id": second})
+    _seen(rig, say, "and comes back when that one goes", lambda: _one(row("person", contact, "email"), row("person", second, "email")))
+
+
+def _one(there: str | None, gone: str | None) -> bool:
+    return there == "ada@example.org" and gone is None
 
 
 SCENES = {
