@@ -6,7 +6,7 @@ fails for one record makes that record's dead letter (of one route, where only t
 
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, TypeVarTuple
 
 from msgspec import Struct
@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from agents.asked import Asked
 from agents.duplicates import group_key
+from agents.gates import HeldRoutes, Swarm, Watch, none_held, see
 from agents.guard import per_record
 from agents.inbox import AsLastSeen, delivery_of, read, text_of
 from agents.maps import Maps
@@ -23,7 +24,7 @@ from agents.rules.identity import OWED, Keys, move, owe, writes
 from agents.rules.merge import Lane, RecordState, merge
 from agents.rules.message import Message
 from agents.rules.plan import Plan
-from agents.rules.quality import Fault, faults_of
+from agents.rules.quality import UNTOLD, Fault, faults_of
 from agents.rules.ways import Way, address_of
 from agents.rules.writes import encode_write
 from agents.states import States
@@ -46,24 +47,23 @@ FLOODS = (Reason.SNAPSHOT, Reason.POLL, Reason.REPLAY, Reason.REFILL)
 """Writes these cause go through the bulk lane."""
 
 
-HeldRoutes = Callable[[Collection[str], Partition], Awaitable[frozenset[str]]]
-
-
-async def _none_held(_routes: Collection[str], _partition: Partition) -> frozenset[str]:
-    return frozenset()
-
-
-def process_stage(flow: Flow, settings: Settings, maps: Maps, held: HeldRoutes = _none_held) -> Stage:
+def process_stage(flow: Flow, settings: Settings, maps: Maps, held: HeldRoutes = none_held) -> Stage:
     """The stage that reads every in-topic the flow's routes need. `held`: which of these routes are paused now."""
     topics, states = Topics(settings.installation), States()
+    watch = Watch(flow, topics)
     unknown = [source for source in maps.sources if source.partition("/")[0] not in flow.connections]
     if unknown:
         raise SettingsError(f"routes read from {', '.join(unknown)}, which the flow does not connect to: add the connection")
 
     async def handle(chunk: Chunk, partition: Partition) -> Result:
         work = _Chunk(chunk, partition, topics, maps, states)
-        work.paused = await held([way.route for way in work.ways], partition)
-        return work.run()
+        work.gated, work.paused = watch.gated, watch.paused(await held([way.route for way in work.ways], partition))
+        result = work.run()
+        if work.swarm and (why := watch.passed(work.swarm, partition.share(), work.now())):
+            again = _Chunk(chunk, partition, topics, maps, states)
+            again.paused = work.paused | why.keys()
+            return watch.hold(again.run(), why)
+        return result
 
     return Stage(
         name=STAGE,
@@ -78,8 +78,6 @@ Went = Literal["passed", "joined", "gone"]
 """What became of an emission: written, handed to its group of duplicates, or only taken back."""
 _GROUP = "duplicates|"
 """Before a route's name, in a state's keys: under which mail addresses the record stood in groups. No route's name holds the sign."""
-_UNTOLD = Fault("-", "rule", "-")
-"""Of what is no fault of the record but of a rule."""
 
 
 class _Held(Struct):
@@ -119,6 +117,7 @@ class _Chunk:
         self.tally = Tally(STAGE, self.source)
         self.faults: tuple[Fault, ...] = ()
         self.once = Once(self.tally)
+        self.gated, self.swarm = frozenset[str](), Swarm()
         self._through: dict[Lane, int] | None = None
 
     def run(self) -> Result:
@@ -131,7 +130,7 @@ class _Chunk:
                 outcome = self._guarded(record, None, self._one, record, self.plan)
                 if self.merging:
                     again = _Chunk(self.chunk, self.partition, self.topics, self.maps, self.known, careful=True)
-                    again.paused = self.paused
+                    again.paused, again.gated, self.swarm = self.paused, self.gated, again.swarm
                     return again.run()
                 self.outcomes[outcome or "dead"] += 1
         for name, count in self.outcomes.items():
@@ -149,7 +148,7 @@ class _Chunk:
             changes, told = park(self.partition, self.topics, self.source, self.parked)
             state[RECORDS] = [*state.get(RECORDS, ()), *changes]
             self.outputs += told
-        changes, results = self.tally.close(RECORDS, self.partition, self.topics, self._now())
+        changes, results = self.tally.close(RECORDS, self.partition, self.topics, self.now())
         if results:
             state[RECORDS] = [*state.get(RECORDS, ()), *changes]
             self.outputs = [*self.once.left(self.outputs), *results]
@@ -157,7 +156,7 @@ class _Chunk:
             state[SEEN] = [(key, self.seen[key].encode()) for key in self.noted]
         return Result(self.outputs, state)
 
-    def _now(self) -> int:
+    def now(self) -> int:
         """Epoch ms by Kafka's clock; by ours where nothing was read from Kafka."""
         return self.chunk.records[0].timestamp if self.chunk.records else int(time.time() * 1000)
 
@@ -200,6 +199,7 @@ class _Chunk:
             if step is EMIT and way.route in self.paused:
                 self.parked[way.route, record_id] = None
             elif step is EMIT:
+                see(self.swarm, self.gated, way, state, merged.changed)
                 self._told(record, way, envelope, record_id, self._emit, way, state, envelope, record_id, record.offset)
             elif step is QUERY:
                 told = envelope if forced(way, envelope) else None
@@ -247,7 +247,7 @@ class _Chunk:
 
     def _told(self, record: Record, way: Way, envelope: Envelope, record_id: str, emit: Callable[[*Ts], Went], *args: *Ts) -> None:
         """Emit to one route, and count what becomes of the record: one that goes, or that the filter keeps out, is none for quality."""
-        self.faults = (_UNTOLD,)
+        self.faults = (UNTOLD,)
         went = self._guarded(record, way.route, emit, *args)
         if went is None:
             failed(self.tally.of(envelope.run, way.route), record_id, self.faults)

@@ -175,6 +175,19 @@ class Target(BaseModel):
         return dict(self.model_extra or {})
 
 
+class Gates(Part):
+    """What a route may do within an hour before it is paused and a person is asked; what is not said is not looked at.
+
+    delete   records that leave the target
+    null     records in which one and the same field becomes empty
+    spike    times the records of the busiest hour of the day before
+    """
+
+    delete: int | None = Field(default=None, ge=1)
+    null: int | None = Field(default=None, ge=1)
+    spike: float | None = Field(default=None, gt=1)
+
+
 class Route(Part):
     """One way from sources to a target.
 
@@ -197,6 +210,7 @@ class Route(Part):
     key: str | None = None
     object: str | None = None
     verify: float | None = Field(default=None, ge=60)
+    gates: Gates | None = None
 
     @field_validator("verify", mode="before")
     @classmethod

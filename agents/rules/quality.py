@@ -24,6 +24,10 @@ class Fault(NamedTuple):
         return f"{self.field}: {self.rule}, found {self.found}"
 
 
+UNTOLD = Fault("-", "rule", "-")
+"""Of what is no fault of the record but of a rule."""
+
+
 class QualityError(PermanentError):
     """A record that fails, with every fault."""
 
