@@ -98,7 +98,7 @@ class Gate:
         """Convert `body` in place. Raises QualityError with every fault."""
         faults: list[Fault] = []
         for one in self.required:
-            if not any(all(_has(body, name) for name in names) for names in one.any_of):
+            if not _filled(body, one.any_of):
                 found = ", ".join(dict.fromkeys(kind(body.get(name)) for names in one.any_of for name in names))
                 faults.append(Fault(one.field, one.rule, found))
         for name, rule, codec in self.types:
@@ -131,11 +131,20 @@ def faults_of(error: BaseException | None) -> tuple[Fault, ...]:
     return (Fault(getattr(error, "field", None) or "-", "map", "-"),)
 
 
-def _has(body: Body, name: str) -> bool:
-    value: Any = body.get(name)
-    if type(value) is str and value[:1].isalnum():
-        return True  # as a rule, and no slower road is needed
-    value = body
-    for step in name.split("."):
-        value = value.get(step) if isinstance(value, dict) else None
-    return value is not None and (not isinstance(value, str) or bool(text(value)))
+def _all(body: Body, names: tuple[str, ...]) -> bool:
+    """Whether each is filled."""
+    for name in names:
+        value: Any = body
+        for step in name.split(".") if "." in name else (name,):
+            value = value.get(step) if isinstance(value, dict) else None
+        if value is None or (isinstance(value, str) and text(value) is None):
+            return False
+    return True
+
+
+def _filled(body: Body, any_of: tuple[tuple[str, ...], ...]) -> bool:
+    """Whether each field of one of the alternatives is."""
+    for names in any_of:  # noqa: SIM110 - a generator would cost as much again
+        if _all(body, names):
+            return True
+    return False
