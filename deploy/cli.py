@@ -271,6 +271,7 @@ def accept_loss(
 
 
 app.command(rich_help_panel=LOOK)(cli_routes.quality)
+app.command(rich_help_panel=LOOK)(cli_maps.fields)
 app.command(rich_help_panel=RUN)(cli_routes.pause)
 app.command(rich_help_panel=RUN)(cli_routes.resume)
 app.command(rich_help_panel=MEND)(cli_routes.refill)

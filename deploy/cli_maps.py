@@ -53,3 +53,19 @@ def draft(
     from deploy.maps import draft_map
 
     raise typer.Exit(draft_map(flow, source, to, out))
+
+
+def fields(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="<connection>/<sObject>; no route need read it.")],
+    writable: Annotated[bool, typer.Option("--writable", help="Only those that the user may change.")] = False,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Ask the org anew: what it said is kept for an hour.")] = False,
+    flow: FlowOption = None,
+    json: JsonOption = False,
+) -> None:
+    """List the fields of an sObject that the connection's user sees: standard ones, then custom ones, by label; parts instead of compounds.
+
+    Example: headrace fields acme/Contact --writable
+    """
+    from deploy.fields import fields as command
+
+    raise typer.Exit(command(flow, source, writable, refresh, json))

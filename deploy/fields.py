@@ -1,0 +1,120 @@
+"""`headrace fields`: what fields an sObject has for the connection's user, by describe. Reads only.
+
+A describe is kept below the state folder for an hour; --refresh asks again. The org is asked through the limits guard.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+from rich.console import Console
+from rich.table import Table
+
+from deploy.context import choose_connection, read_all
+from models.errors import PermanentError, SettingsError
+from models.flow import Flow, Salesforce
+from models.settings import Settings
+from streams.salesforce.auth import Login
+from streams.salesforce.rest import Rest, check_name
+from streams.salesforce.tokens import Vault
+
+KEPT_SECONDS = 3600.0
+COMPOUND = frozenset({"address", "location"})
+"""Types of fields that stand for others: each of their parts is a field of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """`length` in characters, None where the type has none; `picklist`: its active values."""
+
+    name: str
+    label: str
+    type: str
+    updateable: bool
+    custom: bool
+    length: int | None
+    picklist: tuple[str, ...]
+
+
+def fields_of(described: Mapping[str, Any], *, writable: bool = False) -> list[Field]:
+    """Of a describe: standard ones first, then custom ones, each by label; compound ones left out. What is no field is left out too."""
+    found = [_field(one) for one in described.get("fields") or () if isinstance(one, dict) and one.get("name")]
+    chosen = [field for field in found if field.type not in COMPOUND and (field.updateable or not writable)]
+    return sorted(chosen, key=lambda field: (field.custom, field.label.casefold(), field.name))
+
+
+def _field(one: Mapping[str, Any]) -> Field:
+    name, length = str(one["name"]), one.get("length")
+    values: Iterable[Any] = one.get("picklistValues") or ()
+    return Field(
+        name=name,
+        label=str(one.get("label") or name),
+        type=str(one.get("type") or ""),
+        updateable=one.get("updateable") is True,
+        custom=one.get("custom") is True,
+        length=length if isinstance(length, int) and length > 0 else None,
+        picklist=tuple(str(v.get("value")) for v in values if isinstance(v, dict) and v.get("active") is not False),
+    )
+
+
+def fields(flow_path: Path | None, source: str, writable: bool, refresh: bool, as_json: bool) -> int:
+    """Print them. Exit code 0. Raises SettingsError, TemporaryError, PausedError."""
+    settings, flow = read_all(flow_path)
+    name, slash, sobject = source.partition("/")
+    if not slash:
+        raise SettingsError(f"{source!r} names no sObject: write for example {choose_connection(flow, None)}/Contact")
+    connection = choose_connection(flow, name)
+    found = fields_of(asyncio.run(describe(settings, flow, connection, sobject, refresh=refresh)), writable=writable)
+    if as_json:
+        print(orjson.dumps([asdict(field) for field in found]).decode())
+        return 0
+    table = Table(
+        *("name", "label", "type", "length", "updateable", "picklist"), title=f"{source}: {len(found)} fields", title_justify="left"
+    )
+    for field in found:
+        table.add_row(
+            field.name, field.label, field.type, str(field.length or ""), "yes" if field.updateable else "", ", ".join(field.picklist)
+        )
+    Console().print(table)
+    return 0
+
+
+async def describe(settings: Settings, flow: Flow, connection: str, sobject: str, *, refresh: bool = False) -> dict[str, Any]:
+    """From the state folder where it is younger than an hour, else from the org. Raises SettingsError, TemporaryError, PausedError."""
+    config = flow.connections[connection]
+    if not isinstance(config, Salesforce):
+        raise SettingsError(f"{connection} is no Salesforce connection")
+    try:
+        check_name(sobject)
+    except PermanentError as error:
+        raise SettingsError(error.reason) from None
+    kept = settings.state / "describes" / f"{connection}.{sobject}.json"
+    if not refresh and (found := _kept(kept, config.url)) is not None:
+        return found
+    rest = Rest(connection, config, Login(connection, config, flow.folder, vault=Vault.of(settings)))
+    try:
+        told = await rest.describe(sobject)
+    except PermanentError as error:
+        raise SettingsError(f"{connection} has no sObject {sobject}, or hides it from the user ({error.reason})") from None
+    finally:
+        await rest.close()
+    with suppress(OSError):  # it is asked for again then
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        fresh = kept.with_suffix(".new")
+        fresh.write_bytes(orjson.dumps({"at": time.time(), "url": config.url, "described": told}))
+        fresh.replace(kept)
+    return told
+
+
+def _kept(path: Path, url: str) -> dict[str, Any] | None:
+    try:
+        found = orjson.loads(path.read_bytes())
+        fresh = 0 <= time.time() - found["at"] < KEPT_SECONDS and found["url"] == url
+        return dict(found["described"]) if fresh else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
