@@ -10,10 +10,10 @@ Place = tuple[int, int]
 
 
 class Asked:
-    """Of one chunk."""
+    """Of one chunk. `plan`: print of its plan, by which who reads knows whether it reads by the same."""
 
-    def __init__(self, topic: str, sobject: str) -> None:
-        self._topic, self._sobject = topic, sobject
+    def __init__(self, topic: str, sobject: str, plan: str) -> None:
+        self._topic, self._sobject, self._plan = topic, sobject, plan
         self._after: dict[tuple[str, tuple[tuple[str, bytes], ...]], Place | None] = {}
 
     def add(self, record_id: str, envelope: Envelope | None, after: Place | None) -> None:
@@ -32,5 +32,5 @@ class Asked:
         for (record_id, told), after in self._after.items():
             value = orjson.dumps({"sobject": self._sobject, "id": record_id})
             behind = [("epoch", b"%d" % after[0]), ("position", b"%d" % after[1])] if after else []
-            found.append(Output(self._topic, record_id.encode(), value, [*told, *behind]))
+            found.append(Output(self._topic, record_id.encode(), value, [*told, *behind, ("plan", self._plan.encode())]))
         return found

@@ -28,6 +28,10 @@ RATE_SECONDS = 60.0
 """The longest wait for the rate that is declared to the watchdog; behind more calls than that the target is hopelessly slow."""
 
 
+Objects = Callable[[], Mapping[str, Columns]]
+"""By object the columns that the maps give it, as they are when asked."""
+
+
 @dataclass(slots=True, eq=False)
 class Waiting:
     """Effects of one partition that wait for a call; `bytes` as they are counted. `alone`: not together with others."""
@@ -40,12 +44,16 @@ class Waiting:
 
 
 class Calls:
-    """The calls of one process to one target. `seconds` limits one call: below the drain deadline, so none outlives its partition."""
+    """The calls of one process to one target, which shall hold `objects`.
 
-    def __init__(self, name: str, target: TargetLike, objects: Mapping[str, Columns], guard: Guard, seconds: float) -> None:
+    `seconds` limits one call: below the drain deadline, so none outlives its partition.
+    """
+
+    def __init__(self, name: str, target: TargetLike, objects: Objects, guard: Guard, seconds: float) -> None:
         self.name, self.target, self.guard, self.seconds = name, target, guard, seconds
         self._objects = objects
-        self._started = False
+        self._made: Mapping[str, Columns] = {}
+        self._asked, self._started = 1, 0
         self._starting = asyncio.Lock()
         self._limiter: AsyncLimiter | None = None
         self._limit = 0.0
@@ -55,9 +63,13 @@ class Calls:
         self._sending: asyncio.Task[None] | None = None
 
     async def start(self, partition: Partition) -> None:
-        """Start the target, once, inside the guard: one that is down delays nobody else."""
-        if not self._started:
+        """Start the target, once and after each `extend`, inside the guard: one that is down delays nobody else."""
+        if self._started < self._asked:
             await self.guard.call(partition, self._start, self._probe, self.seconds)
+
+    def extend(self) -> None:
+        """The columns are others now: before the next call the target is made to hold them."""
+        self._asked += 1
 
     async def write(self, effects: Sequence[Effect], partition: Partition, *, bytes: int = 0, live: bool = True) -> list[WriteResult]:
         """One call, or a part of one, repeated as the guard says. Raises what `Guard.call` raises."""
@@ -78,9 +90,12 @@ class Calls:
 
     async def _start(self) -> None:
         async with self._starting:
-            if not self._started:
-                await self._timed(partial(self.target.start, self._objects))
-                self._started = True
+            if (asked := self._asked) > self._started:
+                # Those it was made to hold before stay in what is written: what was shaped by the map before may still be on its way.
+                wanted = {**self._made, **self._objects()}
+                objects = {name: {**self._made.get(name, {}), **columns} for name, columns in wanted.items()}
+                await self._timed(partial(self.target.start, objects))
+                self._made, self._started = objects, asked
 
     async def _probe(self) -> None:
         await self._timed(self.target.probe)

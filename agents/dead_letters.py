@@ -5,7 +5,6 @@ that fails again has an offset of its own and therefore an id of its own.
 """
 
 import re
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import uuid4
@@ -15,12 +14,12 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 from pydantic import ValidationError
 
+from agents.anew import anew, in_topic_source
 from agents.writer import STAGE as WRITE
-from agents.writer import in_topic_source
 from models.dead_letter import DeadLetter, dead_letter
-from models.envelope import Envelope, Headers, Kind, Reason
+from models.envelope import Headers, Kind, Reason
 from models.errors import SettingsError, TemporaryError
-from models.flow import Flow, Webhook, is_event
+from models.flow import Flow, is_event
 from models.settings import Settings
 from streams.engine.loss import STAGE as LOSS
 from streams.engine.stage import Output, Record
@@ -121,14 +120,11 @@ def again(letter: DeadLetter, flow: Flow, topics: Topics, run: str) -> Output | 
         headers = [("reason", Reason.REDRIVE.value.encode()), ("run", run.encode())]
         return Output(topics.fetch(inbound.connection), id.encode(), orjson.dumps({"sobject": inbound.sobject, "id": id}), headers)
     if letter.stage == WRITE and letter.source is not None:
-        source, id = in_topic_source(letter.source, flow)
+        source, _ = in_topic_source(letter.source, flow)
         if is_event(source):
             writes = topics.writes(flow.routes[letter.route].to) if letter.route in flow.routes else ""
             return Output(writes, letter.original_key, letter.original_value) if writes and letter.value is not None else None
-        hook = isinstance(flow.connections.get(source), Webhook)
-        kind, value = (Kind.HOOK, b"{}") if hook else (Kind.ROW, orjson.dumps({"Id": id}))
-        envelope = Envelope(kind=kind, reason=Reason.REDRIVE, received=int(time.time() * 1000), run=run, route=letter.route)
-        return Output(letter.redrive_to, id.encode(), value, envelope.headers())
+        return anew(letter.source, letter.route, flow, topics, reason=Reason.REDRIVE, run=run)
     if letter.value is None:
         return None
     return Output(letter.redrive_to, letter.original_key, letter.original_value, _headers(letter, letter.original_headers, run))

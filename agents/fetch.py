@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from agents.guard import Guard, per_record, split
+from agents.maps import InUse
 from models.envelope import Envelope, Kind, Reason
 from models.errors import PermanentError, SettingsError, TemporaryError
 from models.flow import Flow, Salesforce
@@ -43,12 +44,13 @@ KEPT_SECONDS = 5.0
 KEPT = 5_000
 GATHER_SECONDS = 10.0
 """Ids wait so long for others while the org's calls run short."""
+STRANGE_SECONDS = 1.0
 STAGE = "fetch"
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One record of `fetch.<connection>`: {"sobject", "id"}; reason, run and route come from its headers and go back with the row.
+    """One record of `fetch.<connection>`: {"sobject", "id"}; reason, run, route, plan come from its headers and go back with the row.
 
     `after`: epoch and position of the event that asks: a row that was read behind it answers.
     """
@@ -60,6 +62,7 @@ class Request:
     run: str | None
     route: str | None
     after: tuple[int, int] | None = None
+    plan: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,7 @@ class Children:
 class _Read:
     """What one call found: rows by id, where the channel stood before it, the source's second. `proven`: what is missing is not hidden.
 
-    `fields`: the columns that were read.
+    `fields`: the columns that were read, `plan`: the print of the plan that wants them.
     """
 
     durable: Durable
@@ -85,6 +88,7 @@ class _Read:
     second: int
     proven: bool
     fields: tuple[str, ...]
+    plan: str | None = None
 
 
 @dataclass(slots=True)
@@ -94,10 +98,14 @@ class _Batch:
     task: "asyncio.Task[_Read] | None" = None
 
 
-def fetch_stage(connection: str, flow: Flow, settings: Settings, fields: Mapping[str, Sequence[str]]) -> Stage:
-    """The stage that answers `fetch.<connection>`; `fields`: columns to read, by source. Raises SettingsError for an unknown connection."""
+def fetch_stage(connection: str, flow: Flow, settings: Settings, fields: Mapping[str, Sequence[str]], maps: InUse | None = None) -> Stage:
+    """The stage that answers `fetch.<connection>`. Raises SettingsError for an unknown connection.
+
+    fields   columns to read, by source
+    maps     where they may change: what to catch up with when others ask by another plan
+    """
     topics = Topics(settings.installation)
-    agent = Fetch(connection, flow, settings, fields)
+    agent = Fetch(connection, flow, settings, fields, maps=maps)
     return Stage(
         name=f"fetch.{connection}",
         word=STAGE,
@@ -113,12 +121,19 @@ class Fetch:
     """Handler of the stage. Makes its clients at the first chunk."""
 
     def __init__(
-        self, connection: str, flow: Flow, settings: Settings, fields: Mapping[str, Sequence[str]], *, guard: Guard | None = None
+        self,
+        connection: str,
+        flow: Flow,
+        settings: Settings,
+        fields: Mapping[str, Sequence[str]],
+        *,
+        guard: Guard | None = None,
+        maps: InUse | None = None,
     ) -> None:
         config = flow.connections.get(connection)
         if not isinstance(config, Salesforce):
             raise SettingsError(f"{connection} is no Salesforce connection of the flow: nothing can be fetched from it")
-        self._connection, self._config, self._fields = connection, config, fields
+        self._connection, self._config, self._fields, self._maps = connection, config, fields, maps
         self._sobjects = frozenset(flow.sobjects(connection))
         self._topics = Topics(settings.installation)
         self._guard = guard or Guard(STAGE, connection)
@@ -143,6 +158,7 @@ class Fetch:
                 children.append(request)
             elif request is not None and not any(_same(request, other) for other in wanted[request.sobject][request.id]):
                 wanted[request.sobject][request.id].append(request)
+        await self._catch_up({(s, r.plan) for s, by_id in wanted.items() for some in by_id.values() for r in some if r.plan}, partition)
         outputs: list[Output] = []
         for sobject, by_id in wanted.items():
             ids = list(by_id)
@@ -151,6 +167,19 @@ class Fetch:
         for together in together_of(children):
             await self._page(partition, together, outputs, dead)
         return Result(outputs=[*outputs, *dead])
+
+    async def _catch_up(self, plans: set[tuple[str, str]], partition: Partition) -> None:
+        """What is asked for by a plan that is not ours may need columns of a version that we have not read yet. Where it is the asker
+        who is behind, it will ask again, so we are in no hurry.
+        """
+        if self._maps is not None and any(self._print(sobject) != print for sobject, print in plans):
+            await self._guard.call(partition, self._maps.catch_up, self._maps.catch_up, CALL_SECONDS)
+            if any(self._print(sobject) != print for sobject, print in plans):
+                await self._guard.wait(partition, STRANGE_SECONDS, "ids are asked for by other maps than ours")
+
+    def _print(self, sobject: str) -> str | None:
+        plan = self._maps.now.plan(f"{self._connection}/{sobject}") if self._maps else None
+        return plan.print if plan else None
 
     def _parse(self, record: Record) -> Request | Children:
         """Raises PermanentError, and what orjson raises."""
@@ -170,9 +199,8 @@ class Fetch:
 
         epoch, position = text("epoch"), text("position")
         after = (int(epoch), int(position)) if epoch and position else None
-        return Request(
-            record, body["sobject"], id18(check_id(body["id"])), Reason(text("reason") or "fetch"), text("run"), text("route"), after
-        )
+        reason, id = Reason(text("reason") or "fetch"), id18(check_id(body["id"]))
+        return Request(record, body["sobject"], id, reason, text("run"), text("route"), after, text("plan"))
 
     def _parse_children(self, record: Record, body: Row) -> Children:
         """Raises PermanentError."""
@@ -287,6 +315,7 @@ class Fetch:
                 gone=found.second if row is None else None,
                 run=request.run,
                 route=request.route,
+                plan=found.plan or request.plan,
             )
             outputs.append(Output(topic, record_id.encode(), value, envelope.headers()))
 
@@ -318,11 +347,11 @@ class Fetch:
             if self._open.get(sobject) is batch:
                 del self._open[sobject]  # from here on nobody joins
             durable = await self._positions.durable(self._connection, self._config, sobject)
-            fields = tuple(self._fields[f"{self._connection}/{sobject}"])
+            plan, fields = self._print(sobject), tuple(self._fields[f"{self._connection}/{sobject}"])
             answer = await self._rest.by_ids(sobject, fields, list(batch.ids), "fetch")
             rows = {_id_of(row): row for row in answer.rows}
             proven = len(rows) >= len(batch.ids) or await sees_all(self._rest, sobject, STAGE)
-            found = _Read(durable, rows, answer.second, proven, fields)
+            found = _Read(durable, rows, answer.second, proven, fields, plan)
             self._keep(sobject, found)
             return found
 

@@ -33,9 +33,9 @@ class Problem:
         return f"{where}: {self.message}; {self.remedy}"
 
 
-def read_map(path: Path, place: Place = ()) -> tuple[Map | None, list[Problem]]:
-    """Read a map file: the map as far as it is right, and its mistakes."""
-    document = read_yaml(path, None)
+def read_map(path: Path, place: Place = (), text: str | None = None) -> tuple[Map | None, list[Problem]]:
+    """Read a map file, or its `text` where that is known: the map as far as it is right, and its mistakes."""
+    document = read_yaml(path, None, text=text)
     value = document.value
     reader = _Reader(document)
     if not document.mistakes:

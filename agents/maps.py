@@ -4,7 +4,7 @@ Reads files, asks nobody.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -17,7 +17,10 @@ from agents.rules.quality import gate
 from agents.rules.ways import Way, key_fields
 from models.errors import SettingsError
 from models.flow import Flow, Route, is_event
+from streams.map_versions import MapText, MapVersion
 from streams.yaml_lines import did_you_mean
+
+_NO_VERSIONS: Mapping[str, MapVersion] = {}
 
 
 class TargetFacts(Protocol):
@@ -51,13 +54,27 @@ class CompiledRoute:
     target: str
     object: str
     ways: Mapping[str, Way]
+    version: int = 0
+
+
+class InUse(Protocol):
+    """The maps that are in use now: ask for each piece of work anew. Those that nobody changes are themselves so."""
+
+    @property
+    def now(self) -> "Maps": ...
+
+    async def catch_up(self) -> None:
+        """Know what is in use by now. Raises TemporaryError, FatalError."""
+        ...
 
 
 class Maps:
     """What a flow does to records, ready to be used."""
 
+    now: "Maps"
+
     def __init__(self, routes: Mapping[str, CompiledRoute], columns: Mapping[str, Mapping[str, Mapping[str, ColumnType]]]) -> None:
-        self._routes, self._columns = routes, columns
+        self.now, self._routes, self._columns = self, routes, columns
         self._ways: dict[str, tuple[Way, ...]] = {}
         for route in routes.values():
             for source, way in route.ways.items():
@@ -68,6 +85,7 @@ class Maps:
                 (path for way in ways for path in sorted(way.fields)),
                 hook="/" not in source,
                 event=is_event(source),
+                version=sum(way.version for way in ways),
             )
             for source, ways in self._ways.items()
         }
@@ -93,6 +111,13 @@ class Maps:
         """By object of this target the top-level fields of its bodies and their types."""
         return dict(self._columns.get(target, {}))
 
+    def version(self, route: str) -> int:
+        """Of the route's map; 0 where it has none."""
+        return self._routes[route].version if route in self._routes else 0
+
+    async def catch_up(self) -> None:
+        """These never change."""
+
     @property
     def routes(self) -> frozenset[str]:
         """Names of all routes."""
@@ -103,8 +128,11 @@ class Maps:
         return self._routes[name]
 
 
-def load_maps(flow: Flow, targets: Mapping[str, TargetFacts]) -> Maps:
-    """Read and compile every map, filter and key of the flow. Raises MapsError (a SettingsError) with all problems."""
+def load_maps(flow: Flow, targets: Mapping[str, TargetFacts], versions: Mapping[str, MapVersion] = _NO_VERSIONS) -> Maps:
+    """Read and compile every map, filter and key of the flow. Raises MapsError (a SettingsError) with all problems.
+
+    versions   by route the map to take instead of what the flow file names
+    """
     problems: list[Problem] = []
     routes: dict[str, CompiledRoute] = {}
     columns: dict[str, dict[str, dict[str, ColumnType]]] = {}
@@ -113,18 +141,21 @@ def load_maps(flow: Flow, targets: Mapping[str, TargetFacts]) -> Maps:
         if facts is None:
             problems.append(Problem(("routes", name, "to"), f"unknown target {route.to}", did_you_mean(route.to, targets)))
             continue
-        found = _find_map(flow, name, route, problems)
+        version = versions.get(name)
+        found = _find_map(flow, name, route, problems, version.map if version else None)
         filter = _filter(name, route, problems)
         if found is None or (route.where is not None and filter is None):
             continue
         sobjects = tuple(source.partition("/")[2] for source in route.sources)
         _check(name, route, found, facts, filter, sobjects, problems)
-        object_name = route.object or facts.default_object or found.entity or Path(found.name).stem
+        named = BUILT_IN[route.map].entity if route.map in BUILT_IN else None  # by the flow, whatever a later version is called
+        object_name = route.object or facts.default_object or named or Path(route.map).stem
+        number = version.number if version else 0
         ways = {
-            source: _way(name, route, order, source, object_name, found, facts, filter, sobjects)
+            source: replace(_way(name, route, order, source, object_name, found, facts, filter, sobjects), version=number)
             for order, source in enumerate(route.sources)
         }
-        routes[name] = CompiledRoute(name, route.to, object_name, ways)
+        routes[name] = CompiledRoute(name, route.to, object_name, ways, number)
         into = columns.setdefault(route.to, {}).setdefault(object_name, {})
         for column, kind in found.columns(sobjects).items():
             if into.setdefault(column, kind) != kind:
@@ -135,25 +166,30 @@ def load_maps(flow: Flow, targets: Mapping[str, TargetFacts]) -> Maps:
     return Maps(routes, columns)
 
 
-def _find_map(flow: Flow, name: str, route: Route, problems: list[Problem]) -> Map | None:
-    place = ("routes", name, "map")
-    if (found := BUILT_IN.get(route.map)) is not None:
+def _find_map(flow: Flow, name: str, route: Route, problems: list[Problem], text: MapText | None) -> Map | None:
+    place, called = ("routes", name, "map"), text.name if text else route.map
+    if (found := BUILT_IN.get(called)) is not None and (text is None or text.text is None):
         wrong = [source for source in route.sources if source.partition("/")[2] not in found.sobjects]
         for source in wrong:
-            message = f"the built-in map {route.map} is for {' and '.join(found.sobjects)}, not for {source}"
+            message = f"the built-in map {called} is for {' and '.join(found.sobjects)}, not for {source}"
             problems.append(Problem(place, message, "write a map file, or use another built-in map"))
         return None if wrong else found
-    if not route.map.lower().endswith((".yaml", ".yml", ".json")):
-        near = did_you_mean(route.map, BUILT_IN)
-        problems.append(Problem(place, f"there is no built-in map {route.map}", f"{near}, or name a map file (.yaml, .json)"))
+    if (text is None or text.text is None) and not is_file(called):
+        near = did_you_mean(called, BUILT_IN)
+        problems.append(Problem(place, f"there is no built-in map {called}", f"{near}, or name a map file (.yaml, .json)"))
         return None
     try:
-        loaded, wrongs = read_map(Path(flow.folder) / route.map, place)
+        loaded, wrongs = read_map(Path(flow.folder) / called, place, text.text if text else None)
     except ValueError:
         problems.append(Problem(place, "the name of the map file cannot be used", "write a path relative to the flow file"))
         return None
     problems += wrongs
     return loaded
+
+
+def is_file(name: str) -> bool:
+    """Whether `map:` names a file."""
+    return name.lower().endswith((".yaml", ".yml", ".json"))
 
 
 def _filter(name: str, route: Route, problems: list[Problem]) -> Filter | None:

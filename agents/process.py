@@ -6,18 +6,19 @@ fails for one record makes that record's dead letter (of one route, where only t
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, TypeVarTuple
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from agents.applied import caught_up
 from agents.asked import Asked
 from agents.duplicates import group_key
 from agents.gates import HeldRoutes, Swarm, Watch, none_held, see
 from agents.guard import per_record
 from agents.inbox import AsLastSeen, delivery_of, read, text_of
-from agents.maps import Maps
+from agents.maps import InUse, Maps
 from agents.parked import park
 from agents.rules.emission import Step, forced, lacking, next_step, not_found, outcome_of
 from agents.rules.identity import OWED, Keys, move, owe, writes
@@ -47,28 +48,36 @@ FLOODS = (Reason.SNAPSHOT, Reason.POLL, Reason.REPLAY, Reason.REFILL)
 """Writes these cause go through the bulk lane."""
 
 
-def process_stage(flow: Flow, settings: Settings, maps: Maps, held: HeldRoutes = none_held) -> Stage:
-    """The stage that reads every in-topic the flow's routes need. `held`: which of these routes are paused now."""
-    topics, states = Topics(settings.installation), States()
+def process_stage(flow: Flow, settings: Settings, maps: InUse, held: HeldRoutes = none_held) -> Stage:
+    """The stage that reads every in-topic the flow's routes need. `held`: which of these routes are paused now.
+
+    A chunk uses the maps that are in use when it begins, to its end.
+    """
+    topics, states, missed = Topics(settings.installation), States(), {0}
     watch = Watch(flow, topics)
-    unknown = [source for source in maps.sources if source.partition("/")[0] not in flow.connections]
+    unknown = [source for source in maps.now.sources if source.partition("/")[0] not in flow.connections]
     if unknown:
         raise SettingsError(f"routes read from {', '.join(unknown)}, which the flow does not connect to: add the connection")
 
     async def handle(chunk: Chunk, partition: Partition) -> Result:
-        work = _Chunk(chunk, partition, topics, maps, states)
+        work = Processing(chunk, partition, topics, maps.now, states)
+        if (version := work.load()) not in missed:
+            # A worker that is ahead of us had the partition: what its maps follow, ours would pass over.
+            await caught_up(maps, partition)
+            missed.add(version)  # if we still have not got it, a route was taken out of the flow since
+            work = Processing(chunk, partition, topics, maps.now, states)
         work.gated, work.paused = watch.gated, watch.paused(await held([way.route for way in work.ways], partition))
         result = work.run()
         if work.swarm and (why := watch.passed(work.swarm, partition.share(), work.now())):
-            again = _Chunk(chunk, partition, topics, maps, states)
+            again = Processing(chunk, partition, topics, work.maps, states)
             again.paused = work.paused | why.keys()
             return watch.hold(again.run(), why)
         return result
 
     return Stage(
         name=STAGE,
-        live=[topics.inbound(source) for source in maps.sources],
-        bulk=[topics.inbound(source, bulk=True) for source in maps.sources],
+        live=[topics.inbound(source) for source in maps.now.sources],
+        bulk=[topics.inbound(source, bulk=True) for source in maps.now.sources],
         handler=handle,
         tables=(RECORDS, SEEN),
     )
@@ -89,7 +98,7 @@ class _Held(Struct):
     touched: bool = False
 
 
-class _Chunk:
+class Processing:
     """One chunk's work. Each record is seen once; states are read together and written once per record id.
 
     Nothing of it counts before `run` returns. So states are changed in place; should a merge fail half-way (it raises nothing), all is
@@ -109,7 +118,7 @@ class _Chunk:
         self.merging = False
         self.seen: dict[bytes, Seen] = {}
         self.noted: dict[bytes, None] = {}
-        self.asked = Asked(topics.fetch(self.inbound.connection), self.inbound.sobject)
+        self.asked = Asked(topics.fetch(self.inbound.connection), self.inbound.sobject, self.plan.print if self.plan else "")
         self.outcomes: Counter[str] = Counter()
         self.emitted: Counter[tuple[str, str]] = Counter()
         self.paused: frozenset[str] = frozenset()
@@ -125,19 +134,21 @@ class _Chunk:
         if self.plan is None:  # a route was taken out of the flow while its topic still held records
             self.outcomes["unrouted"] += len(self.chunk.records)
         else:
-            self._load(self.chunk.records)
+            if not self.held:
+                self.load()
             for record in self.chunk.records:
                 outcome = self._guarded(record, None, self._one, record, self.plan)
                 if self.merging:
-                    again = _Chunk(self.chunk, self.partition, self.topics, self.maps, self.known, careful=True)
+                    again = Processing(self.chunk, self.partition, self.topics, self.maps, self.known, careful=True)
                     again.paused, again.gated, self.swarm = self.paused, self.gated, again.swarm
                     return again.run()
                 self.outcomes[outcome or "dead"] += 1
         for name, count in self.outcomes.items():
             metrics.PROCESSED.labels(self.inbound.connection, self.inbound.sobject, name).inc(count)
-        return self._result()
+        return self.result()
 
-    def _result(self) -> Result:
+    def result(self) -> Result:
+        """What was made so far."""
         self.outputs += self.asked.outputs()
         for (route, target), count in self.emitted.items():
             metrics.EMITTED.labels(route, target).inc(count)
@@ -160,7 +171,9 @@ class _Chunk:
         """Epoch ms by Kafka's clock; by ours where nothing was read from Kafka."""
         return self.chunk.records[0].timestamp if self.chunk.records else int(time.time() * 1000)
 
-    def _load(self, records: Any) -> None:
+    def load(self) -> int:
+        """Read the states. If one was merged by later maps than ours: the version of those, else 0."""
+        records = self.chunk.records
         ids = {record.key: text_of(record.key) for record in records if record.key}
         keys = {records_key(self.source, record_id): record_id for record_id in ids.values()}
         found = zip(keys.items(), self.partition.store(RECORDS).get_many(list(keys)), strict=True)
@@ -170,6 +183,8 @@ class _Chunk:
             slots = list({seen_key(self.source, delivery_of(record)) for record in records if delivery_of(record)})
             for slot, raw in zip(slots, self.partition.store(SEEN).get_many(slots), strict=True):
                 self.seen[slot] = Seen.decode(raw)
+        met = max((held.state.maps for held in self.held.values()), default=0)
+        return met if self.plan is not None and met > self.plan.version else 0
 
     def _one(self, record: Record, plan: Plan) -> str:
         """One record: its outcome. Raises what makes it a dead letter, before anything of it is kept."""
@@ -210,7 +225,8 @@ class _Chunk:
             self._guarded(record, None, not_found, record_id, plan.sobject)
         if incomplete:
             missing = [path for path in message.lacks if path not in state.values]
-            if missing and envelope.reason is Reason.FETCH:
+            # A row that was read by another plan (a map was changed meanwhile) is asked for again.
+            if missing and envelope.reason is Reason.FETCH and envelope.plan in (None, plan.print):
                 self._guarded(record, None, lacking, missing, plan.sobject)
             else:
                 self.asked.add(record_id, None, after)
@@ -278,6 +294,7 @@ class _Chunk:
             on_delete=way.on_delete,
             reason=envelope.reason,
             run=envelope.run,
+            version=way.version,
             always=envelope.reason in ALWAYS_EMITS,
             position=message.position,
             committed=message.committed,
@@ -355,6 +372,7 @@ class _Chunk:
             on_delete=way.on_delete,
             reason=envelope.reason,
             run=envelope.run,
+            version=way.version,
             always=envelope.reason in ALWAYS_EMITS,
             position=state.position,
             committed=state.committed,
@@ -372,20 +390,3 @@ class _Chunk:
 
 
 _NONE: dict[Lane, int] = {"live": 0, "bulk": 0}
-
-
-def emit_again(
-    source: str,
-    known: Sequence[tuple[str, bytes]],
-    route: str,
-    run: str,
-    *,
-    partition: Partition,
-    topics: Topics,
-    maps: Maps,
-    states: States,
-) -> tuple[Result, int]:
-    """Records of the table, (id, value) each, once more to one route, as floods are; and how many lack something and are asked for."""
-    work = _Chunk(Chunk(topics.inbound(source, bulk=True), partition.number, ()), partition, topics, maps, states)
-    asked = sum(not work.again(id, raw, route, run) for id, raw in known)
-    return work._result(), asked

@@ -15,9 +15,9 @@ import structlog
 
 from agents.guard import per_record
 from agents.holds import Holds
-from agents.maps import Maps
+from agents.maps import InUse
 from agents.parked import parked_of, prefix, told
-from agents.process import STAGE, emit_again
+from agents.process import STAGE, Processing
 from agents.states import States
 from agents.tables import RECORDS, records_key
 from models.errors import PermanentError
@@ -34,7 +34,7 @@ ASIDE = "\x01refill|"
 """In the table, the step of a route that is paused: it is taken when the route goes on."""
 
 
-def with_refill(stage: Stage, settings: Settings, maps: Maps, holds: Holds) -> Stage:
+def with_refill(stage: Stage, settings: Settings, maps: InUse, holds: Holds) -> Stage:
     """The processing stage, which takes the steps of refills too."""
     topics = Topics(settings.installation)
     refill, handle = Refill(topics, maps, holds), stage.handler
@@ -48,7 +48,7 @@ def with_refill(stage: Stage, settings: Settings, maps: Maps, holds: Holds) -> S
 class Refill:
     """Handler of the topic `refill`."""
 
-    def __init__(self, topics: Topics, maps: Maps, holds: Holds) -> None:
+    def __init__(self, topics: Topics, maps: InUse, holds: Holds) -> None:
         self._topics, self._maps, self._holds, self._states = topics, maps, holds, States(0)
 
     async def __call__(self, chunk: Chunk, partition: Partition) -> Result:
@@ -66,7 +66,7 @@ class Refill:
 
     async def _take(self, step: Step, partition: Partition) -> Result:
         store, aside = partition.store(RECORDS), f"{ASIDE}{step.route}".encode()
-        known = step.route in self._maps.routes
+        known = step.route in self._maps.now.routes
         if not known or step.route in await self._holds.routes([step.route], partition):
             if not known:
                 log.warning("a refill waits: this worker's flow has no such route", route=step.route, do="headrace resume, once it has")
@@ -100,7 +100,7 @@ class Refill:
 
     async def _walk(self, step: Step, partition: Partition) -> Result:
         """The next records of the source that is being walked, or the first of the next one."""
-        sources = list(self._maps.route(step.route).ways)
+        sources = list(self._maps.now.route(step.route).ways)
         if step.total < 0:
             step = msgspec.structs.replace(step, total=sum([await _count(partition, source) for source in sources]))
         at = sources.index(step.source) if step.source in sources else 0
@@ -140,3 +140,20 @@ def _step(value: bytes | None) -> Step:
         return msgspec.json.decode(value or b"", type=Step)
     except msgspec.DecodeError as error:
         raise PermanentError(f"this is no step of a refill ({error}): it was put there by somebody else") from None
+
+
+def emit_again(
+    source: str,
+    known: Sequence[tuple[str, bytes]],
+    route: str,
+    run: str,
+    *,
+    partition: Partition,
+    topics: Topics,
+    maps: InUse,
+    states: States,
+) -> tuple[Result, int]:
+    """Records of the table, (id, value) each, once more to one route, as floods are; and how many lack something and are asked for."""
+    work = Processing(Chunk(topics.inbound(source, bulk=True), partition.number, ()), partition, topics, maps.now, states)
+    asked = sum(not work.again(id, raw, route, run) for id, raw in known)
+    return work.result(), asked

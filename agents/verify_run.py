@@ -10,7 +10,8 @@ from functools import partial
 
 import structlog
 
-from agents.maps import Maps, load_maps
+from agents.map_versions import Versions
+from agents.maps import Maps
 from agents.targets import make_target
 from agents.targets.base import TargetLike
 from agents.verify import Found, Seen, Show, SourceCheck, patiently
@@ -76,7 +77,7 @@ async def _compare(
 ) -> tuple[Found, list[RouteFound]]:
     """The targets are looked at after the source, so that all reach the same T."""
     targets = {name: make_target(name, options, settings.installation) for name, options in flow.targets.items()}
-    maps = load_maps(flow, targets)
+    maps = (await Versions(settings, flow, targets, strict=False).read()).now
     plan = maps.plan(source)
     if plan is None:
         raise SettingsError(f"no route reads {source}")

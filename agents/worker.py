@@ -18,7 +18,7 @@ from agents.duplicates import duplicates_stage
 from agents.elsewhere import Elsewhere
 from agents.fetch import fetch_stage
 from agents.holds import Holds
-from agents.maps import Maps, load_maps
+from agents.map_versions import Fields, Versions
 from agents.process import process_stage
 from agents.refill import with_refill
 from agents.targets import make_target
@@ -40,40 +40,39 @@ LEAVE_SECONDS = 5.0
 log = structlog.get_logger()
 
 
-def fields_of(flow: Flow) -> Mapping[str, tuple[str, ...]]:
-    """By source the columns its rows are read with, for the subscriber and snapshots. Raises SettingsError."""
-    maps = load_maps(flow, _targets(flow, ""))
-    return {source: maps.fields(source) for source in maps.sources}
-
-
-def build_stages(settings: Settings, flow: Flow, targets: Mapping[str, TargetLike], maps: Maps) -> list[Stage]:
+def build_stages(settings: Settings, flow: Flow, targets: Mapping[str, TargetLike], maps: Versions) -> list[Stage]:
     """Process, a fetch stage per Salesforce connection that a route reads, a writer per target that a route writes to."""
-    fields = {source: maps.fields(source) for source in maps.sources}
+    fields = Fields(maps)
     holds = Holds(settings, flow)
     stages = [with_refill(process_stage(flow, settings, maps, holds.routes), settings, maps, holds)]
     stages += [
-        fetch_stage(name, flow, settings, fields)
+        fetch_stage(name, flow, settings, fields, maps)
         for name, connection in flow.connections.items()
         if isinstance(connection, Salesforce) and flow.sobjects(name)
     ]
     stages += [duplicates_stage(settings)] if compares(flow) else []
     elsewhere = Elsewhere(settings).routes
     stages += [
-        writer_stage(name, target, flow, settings, objects, elsewhere=elsewhere, held=partial(holds.target, name))
+        writer_stage(name, target, flow, settings, maps, elsewhere=elsewhere, held=partial(holds.target, name))
         for name, target in targets.items()
-        if (objects := maps.columns(name))
+        if maps.columns(name)
     ]
     return [replace(stage, hold=holds) for stage in stages]
 
 
-def build_app(settings: Settings, flow: Flow) -> faust.App:
-    """The app of a worker. Reads map files, connects to nobody. Raises SettingsError, FatalError (versions)."""
-    return create_app(settings, _stages(settings, flow))
+async def build_app(settings: Settings, flow: Flow) -> tuple[faust.App, list[Stage], Versions]:
+    """The app of a worker, with topics and versions of maps made where they are missing.
 
-
-def _stages(settings: Settings, flow: Flow) -> list[Stage]:
+    Raises SettingsError, KafkaError, TemporaryError, FatalError (topics, versions of Faust or aiokafka).
+    """
+    await ensure(settings, Topics(settings.installation).all(flow, settings))
     targets = _targets(flow, settings.installation)
-    return build_stages(settings, flow, targets, load_maps(flow, targets))
+    maps = await Versions(settings, flow, targets, strict=True).begin()
+    stages = build_stages(settings, flow, targets, maps)
+    app = create_app(settings, stages)
+    app.task(maps.follow)
+    app.task(maps.watch)
+    return app, stages, maps
 
 
 def _targets(flow: Flow, installation: str) -> dict[str, TargetLike]:
@@ -85,9 +84,8 @@ async def run_worker(settings: Settings, flow: Flow, *, health: Health, stop: as
 
     Raises SettingsError, KafkaError (away at the start), FatalError (topics, or the app ended by itself).
     """
-    await ensure(settings, Topics(settings.installation).all(flow, settings))
-    stages = _stages(settings, flow)
-    app = create_app(settings, stages)
+    app, stages, maps = await build_app(settings, flow)
+    health.maps = maps.broken
     collect_rarely()
     health.ready("partitions", False, "joining the group")
     if not await _started(app, stop):
@@ -142,6 +140,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__} has no attribute {name}")
     settings = Settings()
     flow = load_flow(settings.flow, os.environ)
-    asyncio.run(ensure(settings, Topics(settings.installation).all(flow, settings)))
-    globals()["app"] = app = build_app(settings, flow)
+    app, _, _ = asyncio.run(build_app(settings, flow))
+    globals()["app"] = app
     return app

@@ -6,19 +6,23 @@ nothing between chunks but the target: its state is the table `delivered`, its a
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import structlog
 from msgspec.structs import replace
 
+from agents.anew import anew, in_topic_source
+from agents.applied import Applied, Shapes
 from agents.calls import Calls
 from agents.guard import Guard, each_record, split
-from agents.rules.delivery import Decision, Delivered, apply
+from agents.rules.delivery import Decision, Delivered, Lane, apply, outdated
 from agents.rules.writes import NULL, Json, WireWrite, decode_write, encode_write, read_json
-from agents.targets.base import Columns, Effect, TargetLike, cleared
+from agents.targets.base import Effect, TargetLike, cleared
+from models.envelope import Reason
 from models.errors import HeadraceError, PermanentError, TemporaryError
-from models.flow import Flow, Webhook
+from models.flow import Flow, is_event
 from models.settings import Settings
 from models.write import Outcome, Write, WriteResult
 from streams import metrics
@@ -50,19 +54,19 @@ def writer_stage(
     target: TargetLike,
     flow: Flow,
     settings: Settings,
-    objects: Mapping[str, Columns],
+    maps: Shapes,
     *,
     guard: Guard | None = None,
     elsewhere: OtherRoutes = _nowhere,
     held: Callable[[], str] = str,
 ) -> Stage:
-    """The stage that writes to one target. `objects` are the columns the maps give it; the target is started at the first chunk.
+    """The stage that writes to one target. The target is started at the first chunk.
 
     elsewhere   routes of the other workers, as heard at most so many seconds ago: a write of one of them waits
     held        why people do not want the target to be called now, "" when it may be
     """
     topics = Topics(settings.installation)
-    writer = Writer(name, target, flow, settings, objects, guard or Guard(STAGE, name, held=held), elsewhere)
+    writer = Writer(name, target, flow, settings, maps, guard or Guard(STAGE, name, held=held), elsewhere)
     scarce = target.requests_per_second is not None  # then calls are filled by several partitions (calls.py), and none of them waits long
     return Stage(
         name=f"write-{name}",
@@ -121,7 +125,7 @@ class Writer:
         target: TargetLike,
         flow: Flow,
         settings: Settings,
-        objects: Mapping[str, Columns],
+        maps: Shapes,
         guard: Guard,
         elsewhere: OtherRoutes = _nowhere,
     ) -> None:
@@ -129,7 +133,8 @@ class Writer:
         self._flow = flow
         self._topics = Topics(settings.installation)
         self._routes = frozenset(route for route, what in flow.routes.items() if what.to == name)
-        self._calls = Calls(name, target, objects, guard, settings.drain_seconds * 0.8)
+        self._calls = Calls(name, target, partial(maps.columns, name), guard, settings.drain_seconds * 0.8)
+        self._applied = Applied(name, self._routes, maps, guard, self._calls.extend)
         self._prefix = f"{name}|".encode()
 
     async def handle(self, chunk: Chunk, partition: Partition) -> Result:
@@ -141,6 +146,8 @@ class Writer:
         if gone := len(decoded) - len(writes):
             work.outcomes["", Outcome.STALE] += gone  # of routes that the flow no longer has
         self._load(work, writes, partition)
+        held = ((held.route, held.version) for key in work.keys.values() for held in key.state.held)
+        await self._applied.reach({*held, *((write.route, write.version) for _, write in writes)}, partition)
         speaking = await self._speaking(work, partition)
         lane = self._topics.lane(chunk.topic)
         for record, write in writes:
@@ -148,7 +155,8 @@ class Writer:
             if key.decision is not None and not self.target.compares:
                 key.state.may_hold(key.decision.body)
             image = key.state.image
-            self._decide(work, key, record, write, apply(key.state, write, lane, record.offset, routes=speaking))
+            refused = self._refused(work, key, record, write, lane)
+            self._decide(work, key, record, write, apply(key.state, write, lane, record.offset, routes=speaking, refused=refused))
             if write.then is not None:
                 then = _after_rename(write.then.whole(), image)
                 work.forwards.append(Output(self._topics.writes(self.name, bulk=lane == "bulk"), then.kafka_key, encode_write(then)))
@@ -182,6 +190,26 @@ class Writer:
             names = ", ".join(sorted(theirs))
             log.warning("writes wait for this worker to be started with the flow that others have", target=self.name, routes=names)
             await self.guard.wait(partition, HOLD_SECONDS, f"{self.name}: this worker's flow lacks {names}, which another worker's has")
+
+    def _refused(self, work: Work, key: Key, record: Record, write: WireWrite, lane: Lane) -> bool:
+        """Whether a write was shaped by an older map; then its source record is on its way to be shaped anew."""
+        if not outdated(key.state, write, self._applied.version(write.route)):
+            return False
+        event = is_event(in_topic_source(write.source, self._flow)[0])
+        if event and not outdated(key.state, write, 0):
+            return False
+        if event:
+            error = PermanentError(
+                f"an event shaped by version {write.version} of the map came after one of a later version under the same key: "
+                f"send it again by `headrace replay {write.route} --from` a time before it"
+            )
+            self._dead(work, record, error, write.source, write.route, write.revision)
+            return True
+        reason, run = (Reason.REPLAY if lane == "bulk" else Reason.REDRIVE), f"map-{write.route}-{self._applied.version(write.route)}"
+        back = anew(write.source, write.route, self._flow, self._topics, reason=reason, run=run, bulk=lane == "bulk")
+        work.forwards.append(back)
+        work.outcomes[write.route, Outcome.RESHAPED] += 1
+        return True
 
     async def _speaking(self, work: Work, partition: Partition) -> frozenset[str]:
         """Routes whose records may speak for a key."""
@@ -334,15 +362,6 @@ class Writer:
             source=source,
         )
         work.dead.append(letter)
-
-
-def in_topic_source(source: str, flow: Flow) -> tuple[str, str]:
-    """Source of the in-topic, and the id in it, of a source record "<connection>/<sObject>/<id>" or "<webhook>/<id>"."""
-    connection, _, rest = source.partition("/")
-    if isinstance(flow.connections.get(connection), Webhook):
-        return connection, rest
-    sobject, _, id = rest.partition("/")
-    return f"{connection}/{sobject}", id
 
 
 def _after_rename(then: Write, image: Json) -> Write:

@@ -46,12 +46,13 @@ def subscribe(flow_path: Path | None, connection: str | None, start_from: Litera
     """Until SIGTERM or SIGINT."""
 
     async def run(settings: Settings, flow: Flow, health: Health, stop: asyncio.Event) -> None:
+        from agents.map_versions import Fields, maps_in_use
         from agents.verify import living
         from agents.verify_schedule import Schedule
-        from agents.worker import fields_of
         from streams.salesforce.subscriber import run_subscriber
 
-        fields, known = fields_of(flow), partial(living, settings, flow)
+        maps = await maps_in_use(settings, flow)
+        fields, known = Fields(maps), partial(living, settings, flow)
 
         async def one(name: str) -> None:
             verifying = Schedule(settings, flow, name)
@@ -60,8 +61,9 @@ def subscribe(flow_path: Path | None, connection: str | None, start_from: Litera
 
         try:
             async with asyncio.TaskGroup() as group:
-                for name in choose_connections(flow, connection):
-                    group.create_task(one(name))
+                following = group.create_task(maps.follow())
+                await asyncio.wait([group.create_task(one(name)) for name in choose_connections(flow, connection)])
+                following.cancel()
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
 

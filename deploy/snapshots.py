@@ -145,12 +145,13 @@ async def _in_order(settings: Settings, flow: Flow, sources: Sequence[str]) -> l
 
 
 async def _read(settings: Settings, flow: Flow, source: str, show: Show, stop: asyncio.Event, **how: Any) -> Run:
-    from agents.worker import fields_of
+    from agents.map_versions import maps_in_use
 
     def progress(run: Run) -> None:
         show(run.rows, run.total, run.note or (f"{run.rate:,.0f}/s" if run.rate else ""), run.source)
 
-    return await run_snapshot(settings, flow, source, fields_of(flow)[source], stop=stop, progress=progress, **how)
+    fields = (await maps_in_use(settings, flow)).now.fields(source)
+    return await run_snapshot(settings, flow, source, fields, stop=stop, progress=progress, **how)
 
 
 def unexplained(run: Run) -> int:

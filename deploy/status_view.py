@@ -32,6 +32,8 @@ def render(status: Status) -> Group:
         parts.append(_snapshots(status))
     if status.verified:
         parts.append(_verified(status))
+    if status.maps:
+        parts.append(_maps(status))
     if status.ways:
         parts.append(_ways(status))
     if status.calls:
@@ -161,6 +163,15 @@ def _verified(status: Status) -> Table:
         every = "-" if one.every is None else age(one.every)
         last = f"[yellow]{escape(one.why)}[/yellow]" if one.why else found
         table.add_row(escape(one.route), escape(one.target), said, age(ago) if one.through else "", every, last)
+    return table
+
+
+def _maps(status: Status) -> Table:
+    table = _table("maps in use", ("route", "map", "version", "since", "file"), ("version",))
+    for one in status.maps:
+        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(one.since / 1000))
+        broken = "; ".join(f"broken, changes nothing ({name}): {why}" for name, why in one.broken.items())
+        table.add_row(escape(one.route), escape(one.map), str(one.version), since, f"[red]{escape(broken)}[/red]" if broken else "")
     return table
 
 

@@ -57,6 +57,7 @@ class Envelope(Struct, kw_only=True):
     delivery       delivery id of a hook, id of a platform event
     run            run id of a snapshot, repair, replay, redrive or refill
     route          limits the output to this route when the merge changes nothing
+    plan           of a fetched row: print of the plan (agents/rules/plan.py) by which it was read
     """
 
     kind: Kind
@@ -71,6 +72,7 @@ class Envelope(Struct, kw_only=True):
     delivery: str | None = None
     run: str | None = None
     route: str | None = None
+    plan: str | None = None
 
     def headers(self) -> Headers:
         """As Kafka headers: UTF-8 text, absent when None."""
@@ -87,6 +89,7 @@ class Envelope(Struct, kw_only=True):
             ("delivery", self.delivery),
             ("run", self.run),
             ("route", self.route),
+            ("plan", self.plan),
         ]
         return [(name, str(value).encode()) for name, value in pairs if value is not None]
 
@@ -117,5 +120,6 @@ _READ: dict[str, Callable[[bytes], Any]] = {
     "delivery": bytes.decode,
     "run": bytes.decode,
     "route": bytes.decode,
+    "plan": bytes.decode,
 }
 """How the value of each header is read."""

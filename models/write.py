@@ -38,6 +38,7 @@ class Write(Struct, kw_only=True):
                          winner is written even when this write itself is stale or equal
     reason, run          of the event that caused it
     election             of the group of duplicates that decided this; of one source and revision the later speaks. 0: nobody had to decide
+    version              of the route's map that shaped it; 0: made by a Headrace that knew of no versions
     always               snapshot, repair, replay, redrive: written even when equal to what `delivered` holds
     position, committed, received   of the last event merged: Salesforce's position, its commit and our receipt in epoch ms; for people
     """
@@ -56,6 +57,7 @@ class Write(Struct, kw_only=True):
     renamed_from: str | None = None
     reason: str = "live"
     run: str | None = None
+    version: int = 0
     always: bool = False
     election: int = 0
     position: int | None = None
@@ -76,6 +78,7 @@ class Outcome(StrEnum):
     STALE = "stale"  # a later one stands: dropped
     DELETED = "deleted"
     SUPPRESSED = "suppressed"  # the target forbids it (forgotten person): dropped and counted
+    RESHAPED = "reshaped"  # shaped by an older map: its source record was sent back, to be shaped by the one in use
     DEAD = "dead"
 
 

@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 
@@ -63,6 +63,8 @@ class Health:
         self._server: ThreadingHTTPServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self.started = int(time.time() * 1000)
+        self.maps: Mapping[str, str] = {}
+        """By route why the map file of this process is not used."""
 
     @property
     def url(self) -> str:
@@ -148,7 +150,7 @@ class Health:
 
         await self._again("heartbeat", beat, leave)
 
-    def _heartbeat(self) -> dict[str, str | int | list[str]]:
+    def _heartbeat(self) -> dict[str, str | int | list[str] | dict[str, str]]:
         return {
             "role": self.role,
             "host": socket.gethostname(),
@@ -157,6 +159,7 @@ class Health:
             "at": int(time.time() * 1000),
             "started": self.started,
             "restarts": self._restarts,
+            "maps": {route: problem[:1000] for route, problem in self.maps.items()},
             "routes": list(self._flow.routes) if self._flow and self.role == "worker" else [],
         }
 

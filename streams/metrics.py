@@ -46,6 +46,8 @@ QUALITY_FAULTS = Counter("headrace_quality_faults_total", "Faults of records tha
 CHUNK_SECONDS = Histogram("headrace_chunk_seconds", "From hand-out of a chunk to its commit", ["stage"], buckets=SECONDS)
 CHUNK_RECORDS = Counter("headrace_chunk_records_total", "Records in committed chunks", ["stage"])
 CHUNKS = Counter("headrace_chunks_total", "Committed chunks", ["stage"])
+MAP_VERSION = Gauge("headrace_map_version", "Version of the route's map that is in use", ["route"])
+MAP_BROKEN = Gauge("headrace_map_broken", "1 while the map file beside the process is broken, and so not used", ["route"])
 
 # way out
 WRITTEN = Counter("headrace_writes_total", "Writes by what became of them", ["target", "route", "outcome"])

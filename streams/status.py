@@ -22,6 +22,7 @@ from models.settings import Settings
 from streams.held_view import Held, held_of
 from streams.kafka import admin
 from streams.lag import Lag, LagWatch, disk_free, salesforce_loss
+from streams.map_versions import MapInUse, MapVersion, read_versions, shown
 from streams.pauses import Paused, read_pauses
 from streams.publish import read_all
 from streams.refills import Refill, parked_of, refills_of
@@ -53,6 +54,7 @@ class Process(BaseModel):
     at: int
     started: int
     restarts: int
+    maps: dict[str, str] = {}
     silent: float = 0.0
     alive: bool = False
     answers: bool = False
@@ -166,6 +168,7 @@ class Status:
     paused: list[str]
     held: list[Held]
     refills: list[Refill]
+    maps: list[MapInUse]
     kafka_loss: float | None
     disk_free: int | None
     unknown: list[str]
@@ -190,6 +193,7 @@ async def collect(settings: Settings, flow: Flow) -> Status:
     refills: list[Refill] = []
     pauses: Paused = {}
     parked: Mapping[str, int] = {}
+    maps: Mapping[str, MapVersion] = {}
     try:
         async with asyncio.timeout(KAFKA_SECONDS):
             there = await _there(settings)
@@ -208,6 +212,8 @@ async def collect(settings: Settings, flow: Flow) -> Status:
                 refills, parked = _refills(refills_of(runs).values()), parked_of(runs)
             if topics.pauses in there:
                 pauses = await read_pauses(settings)
+            if topics.maps in there:
+                maps = await read_versions(settings)
             watch = LagWatch(settings, flow)
             try:
                 lags = await watch.read()
@@ -241,6 +247,7 @@ async def collect(settings: Settings, flow: Flow) -> Status:
         paused=sorted(dict(labels).get("target", "") for labels, v in samples.get("headrace_target_paused", {}).items() if v),
         held=held,
         refills=refills,
+        maps=shown(flow, maps, {p.name: p.maps for p in processes if p.alive}),
         kafka_loss=min((lag.loss for lag in lags if lag.loss is not None), default=None),
         disk_free=min(disk, default=disk_free(settings.state)),
         unknown=unknown,

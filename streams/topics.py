@@ -64,6 +64,7 @@ class Topics:
         self.pauses = f"{installation}.pauses"
         self.refill = f"{installation}.refill"
         self.quality = f"{installation}.quality"
+        self.maps = f"{installation}.maps"
 
     def inbound(self, source: str, *, bulk: bool = False) -> str:
         """In-topic of "<connection>/<sObject>" or of a webhook source."""
@@ -130,6 +131,7 @@ class Topics:
             Topic(self.pauses, "what/name", "compact", None, "pause, resume", "every process, status"),
             Topic(self.refill, "route/partition", "compact", None, "refill, resume, process", "process"),
             Topic(self.quality, "stage/partition/batch", "compact", None, "process", "quality"),
+            Topic(self.maps, "route", "compact", None, "worker", "worker, subscribe, snapshot, verify, status"),
             Topic(self.processes, "process id", "compact", None, "every process", "status"),
             Topic(self.dead_letters, "dead letter id", "delete", None, "every stage", "dead-letters"),
         ]

@@ -98,13 +98,17 @@ def did_you_mean(word: object, known: "list[str] | tuple[str, ...] | Mapping[str
     return f"known: {', '.join(names)}" if names else otherwise
 
 
-def read_yaml(path: Path, environ: Mapping[str, str] | None, missing: str = "check its name and folder") -> Document:
+def read_yaml(
+    path: Path, environ: Mapping[str, str] | None, missing: str = "check its name and folder", *, text: str | None = None
+) -> Document:
     """Read a file; never raises for what is in it or for its absence: that is in `mistakes`.
 
-    `environ` None: variables are left as text. `missing` is the remedy where there is no such file.
+    `environ` None: variables are left as text. `missing` is the remedy where there is no such file. `text`: of the file, read before.
     """
     document = Document(str(path))
-    if (text := _text(path, document, missing)) is None:
+    if text is None:
+        text = read_text(path, document, missing)
+    if text is None:
         return document
     if OPEN[0] in text or CLOSE in text:
         document.wrong((), "holds private-use characters (U+E000, U+E001)", "remove them")
@@ -124,7 +128,9 @@ def read_yaml(path: Path, environ: Mapping[str, str] | None, missing: str = "che
     return document
 
 
-def _text(path: Path, document: Document, missing: str) -> str | None:
+def read_text(path: Path, document: Document, missing: str = "check its name and folder") -> str | None:
+    """A file's text; None where there is a mistake, which `document` notes."""
+
     def wrong(message: str, remedy: str) -> None:
         document.mistakes.append(Mistake(document.file, 0, message, remedy))
 

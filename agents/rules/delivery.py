@@ -2,6 +2,14 @@
 
 The writer keeps one `Delivered` per target key and asks `apply` for every record of `writes.<target>`, in order; it may apply several
 and call once, with the last decision that has a call. `wrote` tells what the target was made to hold.
+
+Versions of maps. A write says which version of its route's map shaped it. One of a lower version than the writer applies for the
+route, or than what the key holds of it, is refused (`outdated`) whatever its revision or turn: for a moment process may have shaped a later
+event by the older map, in another worker. It is not lost: the writer sends its source record through the in-topic again, for this route
+only, and process emits it as it is known by then, shaped anew. Two kinds are never refused so. A release has no shape, and whoever made it
+may have forgotten the key left. A platform event is kept nowhere, so nothing could shape it anew: it is applied as it is, and is a dead
+letter only where it would overwrite a newer shape under its key. For the target, a refused write is a stale one: what stands is told again,
+for a chunk that a crash left unfinished may have written it, and what it would have left there is cleared.
 """
 
 import hashlib
@@ -39,6 +47,7 @@ class Held(msgspec.Struct, array_like=True, gc=False):
     received: int | None
     reason: str
     election: int = 0
+    version: int = 0
 
     @property
     def speaks(self) -> bool:
@@ -175,10 +184,13 @@ class Decision:
         return self.winner.body if self.winner else None
 
 
-def apply(state: Delivered, write: WireWrite, lane: Lane, offset: int, *, routes: Collection[str] | None = None) -> Decision:
+def apply(
+    state: Delivered, write: WireWrite, lane: Lane, offset: int, *, routes: Collection[str] | None = None, refused: bool = False
+) -> Decision:
     """Record `write`, read at `offset` of `lane`, in `state`, and say what the target is to be told.
 
-    routes   names of the target's routes in the flow as it is now: what others wrote no longer speaks. None: all speak.
+    routes    names of the target's routes in the flow as it is now: what others wrote no longer speaks. None: all speak.
+    refused   it was shaped by an older map: it does not speak
     """
     if lane == "live":
         state.live = max(state.live, offset)
@@ -189,7 +201,9 @@ def apply(state: Delivered, write: WireWrite, lane: Lane, offset: int, *, routes
         if held.source == write.source and held.route == write.route:
             place = n
         others = others or (routes is not None and held.route not in routes)
-    stale = place is not None and _older(write, state.held[place])
+    stale = refused or (place is not None and _older(write, state.held[place]))
+    if refused or (stale and place is not None and write.version != state.held[place].version):
+        state.may_hold(write.body)
     if not stale:
         fresh = Held(
             write.source,
@@ -202,6 +216,7 @@ def apply(state: Delivered, write: WireWrite, lane: Lane, offset: int, *, routes
             write.received,
             write.reason,
             write.election,
+            write.version,
         )
         if place is None:
             state.held.append(fresh)
@@ -224,6 +239,13 @@ def apply(state: Delivered, write: WireWrite, lane: Lane, offset: int, *, routes
 def _older(write: WireWrite, held: Held) -> bool:
     """Of equal revisions one that nobody had to decide is the later: its route no longer looks for duplicates."""
     return write.revision < held.revision or (write.revision == held.revision and 0 < write.election < held.election)
+
+
+def outdated(state: Delivered, write: WireWrite, applied: int) -> bool:
+    """Whether a write was shaped by an older map than what `applied` says is in use, or than what the key holds of its route."""
+    if write.op == "release" or not write.version:
+        return False
+    return write.version < applied or any(write.version < held.version for held in state.held if held.route == write.route)
 
 
 def _paths(*bodies: Body | None) -> Body:

@@ -22,7 +22,7 @@ from models.errors import FatalError
 FORMAT = 2
 _SHORT = {
     "values": "v", "base": "b", "exceptions": "x", "deleted": "d", "deleted_version": "D", "live": "l", "bulk": "L", "high": "h",
-    "keys": "k", "position": "p", "committed": "c", "received": "r",
+    "keys": "k", "position": "p", "committed": "c", "received": "r", "plan": "m", "blind": "B", "maps": "M",
 }  # fmt: skip
 """Names of a state's fields in the table; absent where they are the default."""
 FIXED = frozenset({"Id", "IsDeleted"})
@@ -40,6 +40,8 @@ class RecordState(Struct, tag_field="f", tag=FORMAT, omit_defaults=True, rename=
     high        (epoch, position) of the last event seen
     keys        by route the target key last emitted and those left since
     position, committed, received   of the last message that told something new; for people
+    plan, maps  print of the plan it was merged by last, and the highest version of one
+    blind       (epoch, position) up to which events may have told of paths that were not followed then
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -54,6 +56,9 @@ class RecordState(Struct, tag_field="f", tag=FORMAT, omit_defaults=True, rename=
     position: int | None = None
     committed: int | None = None
     received: int | None = None
+    plan: str = ""
+    maps: int = 0
+    blind: tuple[int, int] = (0, -1)
 
     @property
     def revision(self) -> int:
@@ -120,6 +125,9 @@ class Merged(Struct):
 def merge(state: RecordState, message: Message, plan: Plan, lane: Lane, offset: int) -> Merged:
     """Merge one message, read at `offset` of `lane`, into `state` (in place)."""
     done = Merged(set())
+    if state.plan != plan.print:
+        _replan(state, plan)
+    state.maps = max(state.maps, plan.version)
     if lane == "live":
         done.redelivery, state.live = offset <= state.live, max(offset, state.live)
     else:
@@ -138,6 +146,17 @@ def merge(state: RecordState, message: Message, plan: Plan, lane: Lane, offset: 
         if message.position is not None:
             state.position = message.position
     return done
+
+
+def _replan(state: RecordState, plan: Plan) -> None:
+    """Another plan than last time (a map was changed): what it does not follow is forgotten, because a change of it would not be noticed.
+
+    Of what it follows and the last one did not, something may have been told and passed over, up to here: only what was said or read later
+    than that may speak for it.
+    """
+    state.values = {path: value for path, value in state.values.items() if path in plan.followed}
+    state.exceptions = {path: version for path, version in state.exceptions.items() if path in plan.followed}
+    state.plan, state.blind = plan.print, state.high
 
 
 def _replace(state: RecordState, message: Message, version: Version, done: Merged) -> None:
@@ -170,6 +189,7 @@ def _merge_deleted(state: RecordState, message: Message, version: Version, done:
 
 def _merge_values(state: RecordState, message: Message, version: Version, plan: Plan, done: Merged) -> None:
     values, exceptions, base = state.values, state.exceptions, state.base
+    sees = version[1:3] >= state.blind
     spoken = message.values
     if message.diffs:
         spoken = dict(spoken)
@@ -183,7 +203,7 @@ def _merge_values(state: RecordState, message: Message, version: Version, plan: 
         old = exceptions.get(path)
         if old is None and path in values:
             old = base
-        if old is None or version == old or wins(version, old):
+        if sees if old is None else version == old or wins(version, old):
             if path not in values or values[path] != value:
                 done.changed.add(path)
                 if path in plan.through:
@@ -207,7 +227,7 @@ def _merge_values(state: RecordState, message: Message, version: Version, plan: 
 
 def _newer(state: RecordState, path: str, version: Version) -> bool:
     old = state.version(path)
-    return old is None or wins(version, old)
+    return version[1:3] >= state.blind if old is None else wins(version, old)
 
 
 def _forget(state: RecordState, path: str, version: Version, done: Merged) -> None:

@@ -1,5 +1,6 @@
 """What must be known of a source's records: what maps and filters need, and what must be followed to keep that right. Pure."""
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -44,6 +45,9 @@ class Plan:
     named      `Name` is derived from its parts in events
     hook       records are bodies of webhooks: `dotted` are all paths, replaced whole
     event      records are platform events: `dotted` are all paths, each event stands for itself and nothing is merged
+    followed   every path whose value a record may hold
+    print      tells plans apart: of what is followed
+    version    grows with each version of a map of the source's routes
     """
 
     sobject: str
@@ -55,18 +59,25 @@ class Plan:
     named: bool
     hook: bool = False
     event: bool = False
+    version: int = 0
     concerns: Concerns = field(init=False, repr=False, compare=False)
+    followed: frozenset[str] = field(init=False, repr=False, compare=False)
+    print: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        followed = self.flat.union((path for path, _ in self.dotted), ("Id", "IsDeleted"))
+        print = hashlib.blake2b(",".join(sorted(followed)).encode(), digest_size=4).hexdigest()
         object.__setattr__(self, "concerns", Concerns(self.sobject, self.flat))
+        object.__setattr__(self, "followed", followed)
+        object.__setattr__(self, "print", print)
 
 
-def make_plan(sobject: str, paths: Iterable[str], *, hook: bool = False, event: bool = False) -> Plan:
+def make_plan(sobject: str, paths: Iterable[str], *, hook: bool = False, event: bool = False, version: int = 0) -> Plan:
     """Plan for the paths that all routes of a source read. Id and IsDeleted are known without being merged."""
     wanted = dict.fromkeys(paths)
     if hook or event:
         all_paths = tuple((path, tuple(path.split("."))) for path in wanted)
-        return Plan(sobject, frozenset(), (), frozenset(), all_paths, {}, False, hook, event)
+        return Plan(sobject, frozenset(), (), frozenset(), all_paths, {}, False, hook, event, version)
     through: dict[str, tuple[str, ...]] = {}
     for path in wanted:
         if key := relationship_key(path):
@@ -76,4 +87,4 @@ def make_plan(sobject: str, paths: Iterable[str], *, hook: bool = False, event: 
     needed = frozenset(select) - {"Id", "IsDeleted", *(ROW_ONLY - set(wanted))}
     dotted = tuple((path, tuple(path.split("."))) for path in wanted if "." in path)
     flat = frozenset(name for name in needed if "." not in name) | (frozenset(FULL_NAME) if named else frozenset())
-    return Plan(sobject, needed, tuple(select), flat, dotted, through, named)
+    return Plan(sobject, needed, tuple(select), flat, dotted, through, named, version=version)

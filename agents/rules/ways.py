@@ -21,6 +21,7 @@ class Way:
 
     order      place of the source in the route's `from:`
     fields     paths that must be known before anything is emitted
+    version    of the route's map; 0 where maps are not versioned
     key        what names the target record: a path in the body, a template "{a}-{b}", or None: connection and record id
     once       duplicates are removed: of several emissions of one record in a chunk the last is enough
     mail       top-level field of the body by which persons are the same one; None: no record is compared with others
@@ -42,6 +43,7 @@ class Way:
     gate: Gate
     once: bool
     mail: str | None
+    version: int = 0
 
     def shape(self, values: Mapping[str, Any], record_id: str) -> tuple[str, Body] | None:
         """Target key and body of a record that is not deleted; None when the filter keeps it out. Raises PermanentError."""

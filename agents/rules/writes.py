@@ -42,6 +42,7 @@ class WireWrite(msgspec.Struct, kw_only=True, gc=False):
     renamed_from: str | None = None
     reason: str = "live"
     run: str | None = None
+    version: int = 0
     always: bool = False
     election: int = 0
     position: int | None = None
@@ -112,6 +113,8 @@ def _plain(write: Write) -> dict[str, Any]:
     }
     if write.body is not None:
         plain["body"] = write.body
+    if write.version:
+        plain["version"] = write.version
     if write.always:
         plain["always"] = True
     if write.election:

@@ -32,8 +32,7 @@ class Beside:
     def __init__(self, context: Context, name: str, sources: Sequence[str]) -> None:
         self._c, self._rest, self._sources = context, context.rest, sources
         self._repairs = Repairs(context, name, sources, others=[CAUSE])
-        fields = {source: context.fields[source] for source in sources}
-        self._rights = Rights(context.settings, context.rest, context.config, fields, self._repairs.store)
+        self._rights = Rights(context.settings, context.rest, context.config, context.fields, sources, self._repairs.store)
         self._parents = ParentPolls(context, sources[0])
         self._task: asyncio.Task[None] | None = None
 

@@ -98,13 +98,22 @@ async def _hidden(rest: Rest, sobject: str, paths: Sequence[str], purpose: str) 
 
 
 class Rights:
-    """The look of the process that leads a channel. `fields`: columns to be seen, by source; `store` keeps incidents.
+    """The look of the process that leads a channel. `fields`: columns to be seen, by source (of `sources`); `store` keeps incidents.
 
     back   incidents whose rights returned: to be opened once a new subscription stands
     """
 
-    def __init__(self, settings: Settings, rest: Rest, config: Salesforce, fields: Mapping[str, Sequence[str]], store: Store) -> None:
-        self._settings, self._rest, self._config, self._fields, self._store = settings, rest, config, fields, store
+    def __init__(
+        self,
+        settings: Settings,
+        rest: Rest,
+        config: Salesforce,
+        fields: Mapping[str, Sequence[str]],
+        sources: Sequence[str],
+        store: Store,
+    ) -> None:
+        self._settings, self._rest, self._config, self._store = settings, rest, config, store
+        self._fields, self._sources = fields, sources
         self.back: list[Incident] = []
 
     async def look(self, proven: int) -> int:
@@ -112,8 +121,8 @@ class Rights:
 
         `proven`: the second at which nothing was withheld for the last time. Raises TemporaryError, PausedError, FatalError.
         """
-        found, second = await withheld(self._rest, self._config, self._fields)
-        waiting: dict[str, list[Incident]] = {source: [] for source in self._fields}
+        found, second = await withheld(self._rest, self._config, {source: self._fields[source] for source in self._sources})
+        waiting: dict[str, list[Incident]] = {source: [] for source in self._sources}
         for incident in (await read_incidents(self._settings)).values():
             if incident.state == "waiting" and incident.source in waiting:
                 waiting[incident.source].append(incident)

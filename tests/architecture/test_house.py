@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("models", "streams", "agents", "deploy")
 MOST_LINES = 400
-LONGER: dict[str, str] = {}
+LONGER: dict[str, str] = {"tests/support/rules_world.py": "one world, which versions_world.py varies"}
 """File → why it may be longer than MOST_LINES."""
 
 # In pieces, so that this file does not name them.

@@ -27,6 +27,7 @@ from models.write import Body, OnDelete, Op, Write
 from streams import metrics
 from streams.engine.stage import Abandoned, Chunk, Result
 from streams.topics import Topics
+from tests.support.flows import Shapes
 from tests.support.memory import Log, MemoryPartition, run
 
 Fields = dict[str, Any]
@@ -86,6 +87,7 @@ class Bench:
         self.waited = asyncio.Event()
         self.slept: list[float] = []
         self.log, self.partition = Log(), MemoryPartition()
+        self.shapes = Shapes({rig.object: rig.columns})
         self.stage = self.fresh_stage()
         self.revisions: dict[str, int] = {}
         self.dead: list[DeadLetter] = []
@@ -93,7 +95,7 @@ class Bench:
     def fresh_stage(self) -> Any:
         """As a process that starts anew."""
         guard = Guard(STAGE, self.name, probe_seconds=0.02, base=0.01, cap=0.05, sleep=self._sleep)
-        return writer_stage(self.name, self.target, self.flow, self.settings, {self.rig.object: self.rig.columns}, guard=guard)
+        return writer_stage(self.name, self.target, self.flow, self.settings, self.shapes, guard=guard)
 
     async def _sleep(self, seconds: float) -> None:
         self.waited.set()

@@ -56,7 +56,7 @@ def stage(
     """The stage; topics are those of `names`."""
     _, _, out = names(settings)
     ways = [names(settings, source) for source in ("x", *more)]
-    calls = Calls("toy", Toy("toy", ToyOptions(), "t"), {}, Guard("count", "toy"), 5.0)
+    calls = Calls("toy", Toy("toy", ToyOptions(), "t"), dict, Guard("count", "toy"), 5.0)
 
     async def act(do: str | None, partition: Partition) -> None:
         if do == "hang" and not bold:

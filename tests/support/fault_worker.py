@@ -44,7 +44,7 @@ def stages(settings: Settings, flow: Flow) -> list[Stage]:
     found = targets(flow, settings.installation)
     maps = load_maps(flow, found)
     writers = [
-        writer_stage(name, target, flow, settings, maps.columns(name), guard=Guard("write", name, probe_seconds=0.5, base=0.1, cap=0.5))
+        writer_stage(name, target, flow, settings, maps, guard=Guard("write", name, probe_seconds=0.5, base=0.1, cap=0.5))
         for name, target in found.items()
     ]
     return [process_stage(flow, settings, maps), *writers]

@@ -1,10 +1,12 @@
 """A flow as the design shows it, with stand-ins for the facts of its targets: for tests of rules, maps and the processing agent."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agents.maps import Maps, load_maps
+from agents.targets.base import Columns
 from models.flow import Flow
 
 DATA = Path(__file__).parent.parent / "data"
@@ -25,6 +27,24 @@ class Facts:
 
     def same_key(self, object: str, key: str) -> str:
         return key.strip().lower() if self.key_field == "email" else key
+
+
+class Shapes:
+    """Columns of a target and versions of maps, as a writer asks for them; `latest` are those it learns when it catches up."""
+
+    def __init__(self, objects: Mapping[str, Columns], version: int = 0) -> None:
+        self.objects, self.number = objects, version
+        self.latest: tuple[Mapping[str, Columns], int] | None = None
+
+    def version(self, route: str) -> int:
+        return self.number
+
+    def columns(self, target: str) -> Mapping[str, Columns]:
+        return self.objects
+
+    async def catch_up(self) -> None:
+        if self.latest is not None:
+            self.objects, self.number = self.latest
 
 
 TARGETS = {"warehouse": Facts(), "marketing": Facts(renames=True, key_field="email", default_object="users")}

@@ -62,7 +62,7 @@ class Pipeline:
             elif ".duplicates" in output.topic:  # whose address nobody shares
                 made += [write] if (write := decode_write(output.value).whole()).op == "write" else []
             elif ".fetch." in output.topic:
-                self.fetches.append((orjson.loads(output.value), {name: raw.decode() for name, raw in output.headers}))
+                self.fetches.append((orjson.loads(output.value), {n: raw.decode() for n, raw in output.headers if n != "plan"}))
             elif output.topic == TOPICS.dead_letters:
                 self.dead.append(DeadLetter.model_validate_json(output.value))
         return made

@@ -74,5 +74,8 @@ class Calls:
     async def start(self, partition: object) -> None:
         """Nothing to start."""
 
+    def extend(self) -> None:
+        """These hold whatever they are given."""
+
     async def write(self, effects: Sequence[Effect], partition: object, **_: object) -> list[WriteResult]:
         return await self.target.write(effects)

@@ -6,14 +6,14 @@ renames runs over the sandbox's users; time is a seeded random schedule. Whateve
 
 import random
 from collections import deque
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Coroutine, Iterable
+from typing import Any, ClassVar
 
 import orjson
 
 from agents.duplicates import duplicates_stage
 from agents.guard import Guard
-from agents.maps import Maps, load_maps
+from agents.maps import InUse, Maps, load_maps
 from agents.process import process_stage
 from agents.rules.duplicates import Group
 from agents.targets import iterable
@@ -68,6 +68,8 @@ def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
 class World:
     """One scenario."""
 
+    fields: ClassVar[dict[str, dict[str, Any]]] = FIELDS
+
     def __init__(self, seed: int, *, renames: bool, groups: bool = False) -> None:
         self.r = random.Random(seed)
         self.renames, self.groups = renames, groups
@@ -75,7 +77,8 @@ class World:
         made, maps = SHAPES[self.query, self.filtered, renames, self.r.choice(("delete", "mark"))]
         if groups:
             made, maps = GROUPED[self.query, self.filtered, self.r.choice(("delete", "mark"))]
-        self.stage, self.compare = process_stage(made, SETTINGS, maps), duplicates_stage(SETTINGS)
+        self.flow, self.maps = made, maps
+        self.stage, self.compare = process_stage(made, SETTINGS, self.for_process()), duplicates_stage(SETTINGS)
         self.truth: dict[str, dict[str, Any]] = {}
         self.ids = [f"{'AB'[n % 2]}{n}" for n in range(self.r.choice((1, 2, 3)))]
         self.keys: tuple[str | None, ...] = KEYS[: self.r.choice((1, 2, 3))]
@@ -102,8 +105,8 @@ class World:
         if renames:
             target = iterable.Target("warehouse", iterable.IterableOptions(api_key="k"), "t")
             target._http = self.users
-        self.writer = Writer("warehouse", target, made, SETTINGS, {}, Guard("write", "warehouse"))
-        self.writer._calls = Calls(target)  # type: ignore[assignment]
+        self.target = target
+        self.writer = self.new_writer(maps)
         self.lossy = True
         self.late = self.r.random() < 0.25
         for _ in range(self.r.randrange(6)):
@@ -111,6 +114,16 @@ class World:
         if self.late:  # started with --from new: what happened before comes by snapshot only
             self.sent = len(self.history)
         self.first = self.sent
+
+    def for_process(self) -> InUse:
+        """The maps that the processing agent has."""
+        return self.maps
+
+    def new_writer(self, maps: Any) -> Writer:
+        """As a worker that begins."""
+        writer = Writer("warehouse", self.target, self.flow, SETTINGS, maps, Guard("write", "warehouse"))
+        writer._calls = Calls(self.target)  # type: ignore[assignment]
+        return writer
 
     # -- the source -------------------------------------------------------------------------------------------------------------------
 
@@ -123,16 +136,16 @@ class World:
         held = self.truth.get(id)
         if held is None or held["deleted"]:
             kind = "CREATE" if held is None else "UNDELETE"
-            held = held or {name: r.choice(self.keys if name == "k__c" else options) for name, options in FIELDS[_object(id)].items()}
-            body = {name: held[name] for name in FIELDS[_object(id)] if held[name] is not None}
+            held = held or {name: r.choice(self.keys if name == "k__c" else options) for name, options in self.fields[_object(id)].items()}
+            body = {name: held[name] for name in self.fields[_object(id)] if held[name] is not None}
             held["deleted"] = False
         elif r.random() < 0.15:
             kind, body, held["deleted"] = "DELETE", {}, True
         else:
             kind = "UPDATE"
-            for name in r.sample(list(FIELDS[_object(id)]), r.choice((1, 1, 2))):
-                held[name] = r.choice(self.keys if name == "k__c" else FIELDS[_object(id)][name])
-            body = {name: held[name] for name in body_changed(_object(id), held, self.truth.get(id + "@"))}
+            for name in r.sample(list(self.fields[_object(id)]), r.choice((1, 1, 2))):
+                held[name] = r.choice(self.keys if name == "k__c" else self.fields[_object(id)][name])
+            body = {name: held[name] for name in body_changed(self.fields[_object(id)], held, self.truth.get(id + "@"))}
         self.truth[id], self.truth[id + "@"] = held, dict(held)
         held["stamp"] = self.second
         header = {
@@ -180,9 +193,14 @@ class World:
         else:
             stamp = f"1970-01-01T{held['stamp'] // 3600:02}:{held['stamp'] // 60 % 60:02}:{held['stamp'] % 60:02}.000+0000"
             boss = held["Boss__c"]
-            row |= {name: held[name] for name in FIELDS[_object(id)]} | {"IsDeleted": held["deleted"], "SystemModstamp": stamp}
+            row |= {name: held[name] for name in self.fields[_object(id)]} | {"IsDeleted": held["deleted"], "SystemModstamp": stamp}
             row["Boss__r"] = None if boss is None else {"Email": f"{boss}@x"}
+            base["plan"], row = self.selected(row, headers)
         self._append(_object(id), id, orjson.dumps(row), Envelope(**base), lane)
+
+    def selected(self, row: dict[str, Any], headers: dict[str, str]) -> tuple[str | None, dict[str, Any]]:
+        """Print of the plan by which a row is read, and its columns."""
+        return headers.get("plan"), row
 
     def _append(self, name: str, id: str, value: bytes, envelope: Envelope, lane: str) -> None:
         log = self.log[name, lane]
@@ -370,9 +388,9 @@ class World:
         return {email: _without_empty(fields) for email, fields in held.items()}
 
 
-def body_changed(sobject: str, now: dict[str, Any], before: dict[str, Any] | None) -> list[str]:
+def body_changed(fields: Iterable[str], now: dict[str, Any], before: dict[str, Any] | None) -> list[str]:
     """Names whose value is another one; all when nothing is known of before."""
-    return [name for name in FIELDS[sobject] if before is None or now[name] != before[name]] or ["a__c"]
+    return [name for name in fields if before is None or now[name] != before[name]] or ["a__c"]
 
 
 def _without_empty(body: Body) -> Body:

@@ -44,7 +44,7 @@ def effects(*keys: str) -> list[Effect]:
 
 
 def calls(target: Target) -> Calls:
-    return Calls("toy", target, {}, Guard("write", "toy", attempts=2, base=0.001, cap=0.002, probe_seconds=0.001), 5.0)
+    return Calls("toy", target, dict, Guard("write", "toy", attempts=2, base=0.001, cap=0.002, probe_seconds=0.001), 5.0)
 
 
 async def test_partitions_share_a_call_live_before_bulk_and_each_gets_its_own_results() -> None:

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
+from agents.anew import in_topic_source
 from agents.maps import load_maps
 from agents.parked import prefix
 from agents.refill import ASIDE
 from agents.tables import RECORDS
 from agents.verify_targets import RouteCheck
-from agents.writer import in_topic_source
 from models.envelope import Envelope, Kind, Reason
 from models.flow import Flow
 from models.settings import Settings

@@ -5,10 +5,11 @@ import asyncio
 import pytest
 from msgspec.structs import replace
 
+from agents.anew import in_topic_source
 from agents.guard import Guard
 from agents.rules.writes import encode_write
 from agents.targets.base import Columns, TargetLike
-from agents.writer import STAGE, in_topic_source, writer_stage
+from agents.writer import STAGE, writer_stage
 from models.errors import TemporaryError
 from models.flow import Flow, Salesforce, Webhook
 from models.write import Body, Outcome, WriteResult
@@ -195,9 +196,7 @@ class Others:
 
 def beside(bench: Bench, rig: ToyRig, others: Others) -> Stage:
     guard = Guard(STAGE, bench.name, sleep=bench._sleep)
-    return writer_stage(
-        bench.name, bench.target, bench.flow, bench.settings, {rig.object: rig.columns}, guard=guard, elsewhere=others.routes
-    )
+    return writer_stage(bench.name, bench.target, bench.flow, bench.settings, bench.shapes, guard=guard, elsewhere=others.routes)
 
 
 async def test_a_write_whose_route_only_another_worker_has_waits_for_the_worker_that_knows_it(rig: ToyRig, bench: Bench) -> None:
