@@ -1,4 +1,4 @@
-"""The commands of maps, `map try` and `map draft`: parsed as those in cli.py, which adds them."""
+"""The commands of maps, `map try`, `map draft` and `map activate`: parsed as those in cli.py, which adds them."""
 
 from pathlib import Path
 from typing import Annotated
@@ -53,6 +53,21 @@ def draft(
     from deploy.maps import draft_map
 
     raise typer.Exit(draft_map(flow, source, to, out))
+
+
+@app.command()
+def activate(
+    route: Annotated[str, typer.Argument(metavar="ROUTE", help="The route whose map file shall be in use.")],
+    above: Annotated[int, typer.Option("--above", min=0, help="Give it a number above this; when the topic of versions was lost.")] = 0,
+    flow: FlowOption = None,
+) -> None:
+    """Make the map that the flow file names the next version of the route's, though it is an older one. Workers do so with new ones.
+
+    Example: headrace map activate people
+    """
+    from deploy.maps import activate_map
+
+    raise typer.Exit(activate_map(flow, route, above))
 
 
 def fields(

@@ -1,4 +1,4 @@
-"""`headrace map try` and `headrace map draft`: see what a map does to one record; begin a map. They only read."""
+"""`headrace map try`, `draft` and `activate`: see what a map does to one record; begin a map; put one into use. Only the last writes."""
 
 import asyncio
 from dataclasses import asdict
@@ -12,10 +12,11 @@ from rich.text import Text
 
 from agents.map_draft import draft
 from agents.map_file import read_map
+from agents.map_versions import activate_file
 from agents.rules.explain import Told, body_of, explain, sobject_of, values_of
 from agents.rules.mapping import BUILT_IN, Map, compile_map
 from agents.targets import find_target
-from deploy.context import read_all
+from deploy.context import choose_route, read_all
 from deploy.looks import printable
 from models.errors import SettingsError
 from models.flow import Flow, Salesforce
@@ -169,3 +170,12 @@ def _table(told: list[Told]) -> Table:
 def _shown(value: Any) -> Text:
     text = printable(orjson.dumps(value, default=str).decode())
     return Text(text if len(text) <= 60 else f"{text[:59]}…")
+
+
+def activate_map(flow_path: Path | None, route: str, above: int) -> int:
+    """Always 0. Raises SettingsError."""
+    settings, flow = read_all(flow_path)
+    set_up_logging(settings.log_format, level="WARNING")
+    version = asyncio.run(activate_file(settings, flow, choose_route(flow, route), above))
+    print(f"route {route}: version {version.number} ({version.map.name}) is in use; `headrace replay {route}` writes past events by it")
+    return 0

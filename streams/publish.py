@@ -260,6 +260,10 @@ class TransactionalPublisher:
         """What ended aiokafka's sender, if it ended: nothing can be sent by this producer any more."""
         if (error := producer._message_accumulator._exception) is None:
             return None
+        for batches in producer._message_accumulator._batches.values():
+            for batch in batches:  # aiokafka tells each of the end, and nobody asks: that would be a line of the log each
+                if batch._drain_waiter.done() and not batch._drain_waiter.cancelled():
+                    batch._drain_waiter.exception()
         wrapped = _wrapped(error, f"the transaction of {self.id}")
         return wrapped if isinstance(wrapped, FatalError) else FatalError(str(wrapped))
 
