@@ -42,7 +42,7 @@ def made(kafka: str, database_url: str, tmp_path_factory: pytest.TempPathFactory
 
 def rows(made: Rig, question: str) -> int:
     with made.database() as database:
-        found = database.execute(SQL(question)).fetchone()  # type: ignore[arg-type]
+        found = database.execute(SQL(question)).fetchone()
     assert found is not None
     return int(found[0])
 
