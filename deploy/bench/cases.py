@@ -61,7 +61,7 @@ class Ground:
         for entry in entries:
             spec = entry.spec
             names = [spec.source, f"{spec.source}.bulk", spec.out, f"{spec.out}.bulk"]
-            names += [f"{spec.name}.{name}" for name in ("fetch.acme", "positions", "runs", "processes", "dead-letters")]
+            names += [f"{spec.name}.{name}" for name in ("fetch.acme", "positions", "runs", "processes", "dead-letters", "quality")]
             await self.place.make(spec.name, names, [f"{spec.name}.{table}-changelog" for table in TABLES], schema)
 
 

@@ -136,7 +136,8 @@ def test_a_converted_lead_stays_one_person_keeps_its_links_and_leaves_the_open_o
         if known[lead]["Email"] == contact["Email"] == address and contact["IsDeleted"] is (number < 2):  # the load left them alone
             alone += 1
             assert users[address].get("deletedAtSource") is (True if number < 2 else None)
-            assert users[address]["Salesforce"]["Id"] == contact["Id"]
+            of_gone = {lead} if number < 2 else set()  # both are gone: which went last is no order of one record
+            assert users[address]["Salesforce"]["Id"] in {contact["Id"], *of_gone}
     assert alone > len(leads) / 2
 
 
