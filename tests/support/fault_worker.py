@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import agents.worker
 from agents.guard import Guard
-from agents.maps import load_maps
+from agents.map_versions import Versions
 from agents.process import process_stage
 from agents.targets import make_target
 from agents.targets.base import TargetLike
@@ -28,7 +28,7 @@ from tests.support import fault_points
 from tests.support.ledger_target import LedgerOptions, Target
 
 
-def targets(flow: Flow, installation: str) -> dict[str, TargetLike]:
+def make_targets(flow: Flow, installation: str) -> dict[str, TargetLike]:
     """By name; ledgers beside the product's own."""
     found: dict[str, TargetLike] = {}
     for name, target in flow.targets.items():
@@ -39,13 +39,11 @@ def targets(flow: Flow, installation: str) -> dict[str, TargetLike]:
     return found
 
 
-def stages(settings: Settings, flow: Flow) -> list[Stage]:
+def stages(settings: Settings, flow: Flow, targets: Mapping[str, TargetLike], maps: Versions) -> list[Stage]:
     """As agents/worker.py builds them, without a fetch stage: there is no org."""
-    found = targets(flow, settings.installation)
-    maps = load_maps(flow, found)
     writers = [
         writer_stage(name, target, flow, settings, maps, guard=Guard("write", name, probe_seconds=0.5, base=0.1, cap=0.5))
-        for name, target in found.items()
+        for name, target in targets.items()
     ]
     return [process_stage(flow, settings, maps), *writers]
 
@@ -56,7 +54,7 @@ async def main(given: Mapping[str, Any]) -> None:
     set_up_logging("text")
     fault_points.arm(given["points"])
     fault_points.clock(Path(given["clock"]) if given.get("clock") else None)
-    agents.worker._stages = stages
+    agents.worker._targets, agents.worker.build_stages = make_targets, stages
     await agents.worker.run_worker(settings, flow, health=Health(settings, "worker"), stop=stop_signals())
 
 
