@@ -5,6 +5,7 @@ read what changed, run the fault tests, then write the new numbers here.
 """
 
 import ast
+import gc
 import hashlib
 import inspect
 import linecache
@@ -98,8 +99,18 @@ def _source(found: Any) -> str:
 
 @lru_cache(maxsize=4)
 def _classes(file: str) -> dict[str, tuple[int, int]]:
-    """First line and end of each top-level class of a file."""
-    nodes = [node for node in ast.parse("".join(linecache.getlines(file))).body if isinstance(node, ast.ClassDef)]
+    """First line and end of each top-level class of a file.
+
+    Not while garbage is collected: a finalizer that runs in the middle of Python 3.11's ast.parse and parses too (a traceback is enough)
+    makes it fail with "AST constructor recursion depth mismatch".
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        nodes = [node for node in ast.parse("".join(linecache.getlines(file))).body if isinstance(node, ast.ClassDef)]
+    finally:
+        if collecting:
+            gc.enable()
     return {node.name: (min([node.lineno, *(d.lineno for d in node.decorator_list)]) - 1, node.end_lineno or 0) for node in nodes}
 
 

@@ -1,7 +1,7 @@
 """faust-streaming as it comes, with its own table and `topic.send`; nothing of our engine is imported here.
 
-Modes: pass (each event sent on), step (the processing step per event), take (the same, tuned: take_events and the sends of a batch
-awaited together). Settings are Faust's own but for the number of partitions and the web server, which would need a port.
+Modes: pass (each event sent on), step (the processing step per event), take (the same, tuned: take_events and the answers to a
+batch's sends awaited together). Settings are Faust's own but for the number of partitions and the web server, which would need a port.
 """
 
 import asyncio
@@ -61,14 +61,14 @@ def _each(table: Any, out: Any) -> Any:
 def _take(table: Any, out: Any) -> Any:
     async def take(stream: Any) -> None:
         async for events in stream.take_events(BATCH, within=WITHIN):
-            sends = []
+            sent = []
             for event in events:
                 id = event.key.decode()
                 streams._current_event.set(weakref.ref(event))  # else the table refuses: take_events reads in another task
                 if (done := byhand.step(event.value, id, table.get(id))) is not None:
                     table[id], body = done
-                    sends.append(out.send(key=event.key, value={"key": id, "body": body}))
-            await asyncio.gather(*sends)
+                    sent.append(await out.send(key=event.key, value={"key": id, "body": body}))  # one by one: gathered, they overtake
+            await asyncio.gather(*sent)
 
     return take
 
