@@ -20,6 +20,7 @@ from agents.maps import InUse
 from models.envelope import Envelope, Kind, Reason
 from models.errors import PermanentError, SettingsError, TemporaryError
 from models.flow import Flow, Salesforce
+from models.record_id import id18
 from models.settings import Settings
 from streams import metrics
 from streams.engine.stage import Chunk, Output, Partition, Record, Result, Stage
@@ -27,7 +28,6 @@ from streams.letters import dead_letter_output
 from streams.publish import MAX_RECORD
 from streams.salesforce.auth import Login
 from streams.salesforce.limits import Step
-from streams.salesforce.messages import id18
 from streams.salesforce.positions import Durable, Positions
 from streams.salesforce.renames import children_request
 from streams.salesforce.rest import IDS_PER_CALL, Answer, Rest, Row, check_id, check_name

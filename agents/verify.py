@@ -34,6 +34,7 @@ from agents.rules.reconcile import (
 from agents.tables import RECORDS, records_key
 from models.errors import PermanentError, TemporaryError
 from models.flow import Flow, Salesforce
+from models.record_id import id18
 from models.settings import Settings
 from streams import metrics
 from streams.lag import LagWatch
@@ -42,7 +43,7 @@ from streams.salesforce.auth import Login
 from streams.salesforce.conditions import literal
 from streams.salesforce.incidents import Incident
 from streams.salesforce.limits import LimitReachedError
-from streams.salesforce.messages import BUFFER_SECONDS, id18
+from streams.salesforce.messages import BUFFER_SECONDS
 from streams.salesforce.positions import Durable, Positions
 from streams.salesforce.rest import IDS_PER_CALL, Answer, Rest, Row, check_name
 from streams.salesforce.retry import Backoff

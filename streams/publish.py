@@ -6,7 +6,7 @@ Kafka client (murmur2 of the key over `settings.partitions`).
 
 import asyncio
 import struct
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -352,8 +352,13 @@ async def read_last(settings: Settings, topic: str) -> dict[bytes | None, Record
 
     Raises TemporaryError, FatalError (no such topic).
     """
+    return last_of(await read_all(settings, topic))
+
+
+def last_of(records: Iterable[Record]) -> dict[bytes | None, Record]:
+    """The same, of records that were read."""
     found: dict[bytes | None, Record] = {}
-    for record in await read_all(settings, topic):
+    for record in records:
         found.pop(record.key, None)
         if record.value is not None:
             found[record.key] = record

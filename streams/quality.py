@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 
 import msgspec
 from msgspec import field
 
 from models.settings import Settings
 from streams.engine.stage import Record
-from streams.publish import read_all
+from streams.publish import last_of, read_all
 from streams.topics import Topics
 
 HOURS = 168
@@ -24,15 +25,18 @@ class Failure(msgspec.Struct):
     faults: list[tuple[str, str, str]]
 
 
-class Counted(
-    msgspec.Struct, rename={"came": "inputCount", "passed": "passedCount", "failed": "failedCount", "removed": "duplicatesRemoved"}
-):
-    """came = passed + failed + removed, always. `causes`: faults by field, rule and class in words, and how often."""
+class Sums(msgspec.Struct, rename={"came": "inputCount", "passed": "passedCount", "failed": "failedCount", "removed": "duplicatesRemoved"}):
+    """came = passed + failed + removed, always."""
 
     came: int = 0
     passed: int = 0
     failed: int = 0
     removed: int = 0
+
+
+class Counted(Sums):
+    """Of many chunks. `causes`: faults by field, rule and class in words, and how often."""
+
     causes: dict[str, int] = field(default_factory=dict)
 
     def add(self, result: "Result | Counted") -> None:
@@ -44,15 +48,9 @@ class Counted(
                 self.causes[cause] = self.causes.get(cause, 0) + count
 
 
-class Result(
-    msgspec.Struct, rename={"came": "inputCount", "passed": "passedCount", "failed": "failedCount", "removed": "duplicatesRemoved"}
-):
+class Result(Sums):
     """Of one chunk: as many `failures` as failed; `held`: of each duplicate its id and that of the record that stands for both."""
 
-    came: int = 0
-    passed: int = 0
-    failed: int = 0
-    removed: int = 0
     failures: list[Failure] = field(default_factory=list)
     held: list[tuple[str, str]] = field(default_factory=list)
 
@@ -89,13 +87,10 @@ def by_cause(failures: Iterable[Failure]) -> dict[str, int]:
 
 def batches_of(records: Iterable[Record]) -> list[Batch]:
     """The last of each key; what cannot be read is left out."""
-    last = {record.key: record.value for record in records}
     found = []
-    for value in last.values():
-        try:
-            found.append(msgspec.json.decode(value or b"", type=Batch))
-        except msgspec.DecodeError:
-            continue
+    for record in last_of(records).values():
+        with suppress(msgspec.DecodeError):
+            found.append(msgspec.json.decode(record.value or b"", type=Batch))
     return found
 
 

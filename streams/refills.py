@@ -6,8 +6,11 @@ How far a partition is stands in the topic `runs`, written by its owner in the t
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
 import structlog
@@ -17,10 +20,11 @@ from models.flow import Flow, is_event
 from models.settings import Settings
 from streams.engine.stage import Output, Record
 from streams.pauses import What, read_pauses
-from streams.publish import TransactionalPublisher, read_all
+from streams.publish import TransactionalPublisher, last_of, read_all
 from streams.topics import Topics
 
 log = structlog.get_logger()
+T = TypeVar("T")
 LOOK_SECONDS = 0.5
 
 
@@ -88,15 +92,9 @@ class _Parked(msgspec.Struct, tag_field="kind", tag="parked"):
 
 def refills_of(records: Iterable[Record]) -> dict[str, Refill]:
     """By run, from the records of the topic `runs`."""
-    last = {record.key: record.value for record in records}
     parts: dict[str, list[Progress]] = {}
-    for value in last.values():
-        if value is not None and b'"refill"' in value:
-            try:
-                part = msgspec.json.decode(value, type=Progress)
-            except msgspec.DecodeError:
-                continue  # of another kind
-            parts.setdefault(part.run, []).append(part)
+    for part in _of_kind(records, Progress):
+        parts.setdefault(part.run, []).append(part)
     return {
         run: Refill(
             run,
@@ -114,16 +112,17 @@ def refills_of(records: Iterable[Record]) -> dict[str, Refill]:
 
 def parked_of(records: Iterable[Record]) -> dict[str, int]:
     """By route how many records wait for it to go on, from the records of the topic `runs`."""
-    last = {record.key: record.value for record in records}
-    found: dict[str, int] = {}
-    for value in last.values():
-        if value is not None and b'"parked"' in value:
-            try:
-                one = msgspec.json.decode(value, type=_Parked)
-            except msgspec.DecodeError:
-                continue
-            found[one.route] = found.get(one.route, 0) + one.count
+    found: Counter[str] = Counter()
+    for one in _of_kind(records, _Parked):
+        found[one.route] += one.count
     return {route: count for route, count in found.items() if count}
+
+
+def _of_kind(records: Iterable[Record], kind: type[T]) -> Iterator[T]:
+    """The last of each key, where it is such a value; the topic holds others too."""
+    for record in last_of(records).values():
+        with suppress(msgspec.DecodeError):
+            yield msgspec.json.decode(record.value or b"", type=kind)
 
 
 async def run_refill(settings: Settings, flow: Flow, route: str, *, progress: Callable[[Refill, str], None], stop: asyncio.Event) -> Refill:

@@ -24,14 +24,14 @@ from streams.kafka import admin
 from streams.lag import Lag, LagWatch, disk_free, salesforce_loss
 from streams.map_versions import MapInUse, MapVersion, read_versions, shown
 from streams.pauses import Paused, read_pauses
-from streams.publish import read_all
+from streams.publish import read_all, read_last
 from streams.refills import Refill, parked_of, refills_of
 from streams.salesforce.leases import read_leases
 from streams.salesforce.positions import position_key, read_positions
-from streams.salesforce.runs import Run, snapshot_runs
+from streams.salesforce.runs import Run, runs_of
 from streams.scrape import Samples, by_label, quantile, scrape, total
 from streams.topics import Topics, compares, sources
-from streams.verified import Found, read_verified, through
+from streams.verified import Found, through, verified_of
 from streams.ways_in import Calls, WayIn, calls_of, ways_in
 
 ALIVE_SECONDS = 15.0
@@ -201,15 +201,14 @@ async def collect(settings: Settings, flow: Flow) -> Status:
                 processes = _processes((r.key, r.value) for r in await read_all(settings, topics.processes))
             if topics.dead_letters in there:
                 dead = _causes((r.key, r.value) for r in await read_all(settings, topics.dead_letters))
-            if topics.runs in there:
-                snapshots = _snapshots((await snapshot_runs(settings)).values())
             if topics.positions in there:
                 for key, p in (await read_positions(settings)).items():
                     stored[key] = (p.epoch, p.position, p.second, salesforce_loss(p))
             if topics.runs in there:
-                verified = _claims(flow, await read_verified(settings))
-                runs = await read_all(settings, topics.runs)
-                refills, parked = _refills(refills_of(runs).values()), parked_of(runs)
+                runs = await read_last(settings, topics.runs)
+                snapshots = _snapshots(runs_of(runs).values())
+                verified = _claims(flow, verified_of(runs))
+                refills, parked = _refills(refills_of(runs.values()).values()), parked_of(runs.values())
             if topics.pauses in there:
                 pauses = await read_pauses(settings)
             if topics.maps in there:

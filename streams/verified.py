@@ -12,7 +12,7 @@ import orjson
 from models.errors import FatalError
 from models.flow import is_event
 from models.settings import Settings
-from streams.engine.stage import Output
+from streams.engine.stage import Output, Record
 from streams.publish import read_last
 from streams.topics import Topics
 
@@ -66,7 +66,11 @@ def parse_verified(key: bytes | None, value: bytes | None) -> Verified | None:
 
 async def read_verified(settings: Settings) -> Found:
     """The last verification of each route and source. Raises TemporaryError, FatalError."""
-    last = await read_last(settings, Topics(settings.installation).runs)
+    return verified_of(await read_last(settings, Topics(settings.installation).runs))
+
+
+def verified_of(last: Mapping[bytes | None, Record]) -> Found:
+    """From the last record of each key of the topic `runs`. Raises FatalError."""
     found = (parse_verified(key, record.value) for key, record in last.items())
     return {(one.route, one.source): one for one in found if one is not None}
 

@@ -12,6 +12,7 @@ from email_validator import EmailNotValidError, validate_email
 from nameparser import HumanName
 
 from agents.rules.transforms import domain, kind, mail, text
+from models.record_id import id18
 
 KEPT = 16_384
 LONGEST = 1000
@@ -105,11 +106,5 @@ def user(value: Any) -> Any:
     if plain is None:
         return None
     if plain.startswith("005") and plain.isascii() and plain.isalnum() and len(plain) in (15, 18):
-        return plain[:15] + _check_characters(plain[:15])
+        return id18(plain[:15])
     return plain.lower() if "@" in plain else plain
-
-
-def _check_characters(fifteen: str) -> str:
-    """Salesforce's last three: which of five characters are capitals."""
-    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ012345"
-    return "".join(letters[sum(fifteen[at + bit].isupper() << bit for bit in range(5))] for at in (0, 5, 10))

@@ -1,9 +1,12 @@
 """What polling asks Salesforce: rows by their stamps, and which records were deleted. It never writes."""
 
+import hashlib
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
+
+import orjson
 
 from models.errors import TemporaryError
 from models.scrub import scrub
@@ -27,6 +30,11 @@ def second_of_stamp(raw: Any) -> int | None:
         return None if found is None else int(datetime.fromisoformat(f"{found[1]}+00:00").timestamp())
     except ValueError:  # the 99th of a month
         return None
+
+
+def print_of(read: Any) -> bytes:
+    """Tells what was read of a row, however its fields are ordered, from anything else."""
+    return hashlib.blake2b(orjson.dumps(read, option=orjson.OPT_SORT_KEYS), digest_size=12).digest()
 
 
 async def changed(rest: Rest, sobject: str, fields: Sequence[str], since: int, after: tuple[str, str] | None, purpose: str) -> Answer:

@@ -18,6 +18,7 @@ from models.dead_letter import dead_letter
 from models.envelope import Envelope, Headers, Kind, Reason
 from models.platform_event import CHANNEL as PLATFORM
 from models.platform_event import PlatformEvent, parse_platform_event
+from models.record_id import id18
 from models.scrub import scrub
 from streams.engine.stage import Output
 from streams.publish import MAX_RECORD
@@ -32,7 +33,6 @@ SHARED_IDS = 25
 """Above so many record ids of a merged event each record's copy of the message names its own id only: copies would grow with the square."""
 BUFFER_SECONDS = 300
 """So much before the event's commit a re-scan begins: stamps are set before a transaction commits, and it may take long."""
-ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ012345"
 Message = dict[str, Any]
 
 
@@ -49,14 +49,6 @@ class Plan:
     unrouted: int = 0
     last_millis: int = 0
     epoch_rose: bool = False
-
-
-def id18(raw: str) -> str:
-    """The 18-character form of a record id of 15 or 18 characters."""
-    if len(raw) == 18:
-        return raw
-    groups = (raw[start : start + 5] for start in (0, 5, 10))
-    return raw + "".join(ALPHABET[sum(1 << i for i, c in enumerate(g) if "A" <= c <= "Z")] for g in groups)
 
 
 def dump(message: Any) -> bytes:

@@ -5,24 +5,21 @@ change of a parent reads its children, whatever changed.
 """
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-import orjson
 import structlog
 
 from models.errors import PausedError, PermanentError, TemporaryError
+from models.record_id import id18
 from models.scrub import scrub
 from streams.engine.stage import Output
 from streams.publish import TransactionalPublisher
-from streams.salesforce.changed import changed, second_of_stamp
+from streams.salesforce.changed import changed, print_of, second_of_stamp
 from streams.salesforce.context import Context
 from streams.salesforce.cursors import Cursor, read_cursors
-from streams.salesforce.messages import id18
 from streams.salesforce.renames import Followed
-from streams.salesforce.rest import Row
 from streams.salesforce.retry import retried
 from streams.topics import Topics
 
@@ -85,7 +82,7 @@ class ParentPolls:
             for row in answer.rows:
                 name = id18(str(row.get("Id")))
                 newest = max(newest, min(second_of_stamp(row.get("SystemModstamp")) or 0, now))
-                prints[name] = _print(row, fields)
+                prints[name] = print_of([row.get(field) for field in fields])
                 if self._known.get(name) != prints[name]:
                     changed_ids.append(name)
             if len(answer.rows) < self._rest.page_size:
@@ -102,7 +99,3 @@ class ParentPolls:
     async def _store(self, cursor: Cursor, outputs: Sequence[Output]) -> Cursor:
         await retried(lambda: self._publisher.send([*outputs, cursor.output(self._topics)]), PURPOSE)
         return cursor
-
-
-def _print(row: Row, fields: Sequence[str]) -> bytes:
-    return hashlib.blake2b(orjson.dumps([row.get(name) for name in fields]), digest_size=12).digest()

@@ -6,27 +6,25 @@ are the org's: its stamps and the Date of its answers. In another org stamps mea
 """
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import orjson
 import structlog
 
 from models.change_event import FIRST_EPOCH
 from models.envelope import Reason
 from models.errors import PausedError, PermanentError, TemporaryError
+from models.record_id import id18
 from models.scrub import scrub
 from streams import metrics
 from streams.engine.stage import Output
 from streams.publish import TransactionalPublisher
-from streams.salesforce.changed import changed, deleted, in_bin, second_of_stamp
+from streams.salesforce.changed import changed, deleted, in_bin, print_of, second_of_stamp
 from streams.salesforce.context import Context
 from streams.salesforce.cursors import Cursor, read_cursors
 from streams.salesforce.incidents import Cause, Incident
 from streams.salesforce.limits import LimitReachedError, steady
-from streams.salesforce.messages import id18
 from streams.salesforce.positions import Durable, Position, Positions, output
 from streams.salesforce.rest import Here, Row
 from streams.salesforce.retry import Backoff, retried
@@ -282,7 +280,7 @@ class Poll:
 
     async def _hand_on(self, at: Cursor, rows: Sequence[Row], seconds: Sequence[int], durable: Durable) -> None:
         """What was not handed on as it is, with the cursor behind it."""
-        fresh = {str(r["Id"]): (second, _print(r), r) for r, second in zip(rows, seconds, strict=True)}
+        fresh = {str(r["Id"]): (second, print_of(r), r) for r, second in zip(rows, seconds, strict=True)}
         fresh = {id: found for id, found in fresh.items() if self._seen.get(id) != found[:2]}
         if not fresh:
             return
@@ -343,7 +341,3 @@ def _stamp(row: Row) -> tuple[str, int]:
     if second is None or not isinstance(row.get("Id"), str):
         raise TemporaryError("Salesforce answered a poll with a row that has no Id or no SystemModstamp")
     return str(raw), second
-
-
-def _print(row: Row) -> bytes:
-    return hashlib.blake2b(orjson.dumps(row, option=orjson.OPT_SORT_KEYS), digest_size=12).digest()

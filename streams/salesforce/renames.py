@@ -11,8 +11,8 @@ import orjson
 
 from models.change_event import Change, ChangeEvent
 from models.flow import Salesforce, channel_sobject
+from models.record_id import id18
 from streams.engine.stage import Output
-from streams.salesforce.messages import id18
 from streams.topics import Topics
 
 USERS = ("CreatedBy", "LastModifiedBy", "Manager", "Owner")

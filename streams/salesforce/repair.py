@@ -16,13 +16,13 @@ from typing import get_args
 import structlog
 
 from models.errors import PermanentError
+from models.record_id import id18
 from streams import metrics
 from streams.engine.stage import Output
 from streams.losses import accept_removed
 from streams.publish import TransactionalPublisher
 from streams.salesforce.context import Context, Living
 from streams.salesforce.incidents import Cause, Incident, open_ones, read_incidents
-from streams.salesforce.messages import id18
 from streams.salesforce.positions import Positions
 from streams.salesforce.rest import IDS_PER_CALL
 from streams.salesforce.retry import retried

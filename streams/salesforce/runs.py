@@ -14,7 +14,7 @@ import orjson
 
 from models.errors import FatalError
 from models.settings import Settings
-from streams.engine.stage import Output
+from streams.engine.stage import Output, Record
 from streams.publish import Publisher, read_last
 from streams.topics import Topics
 
@@ -108,7 +108,11 @@ def parse_run(key: bytes | None, value: bytes | None) -> Run | None:
 
 async def snapshot_runs(settings: Settings) -> dict[str, Run]:
     """All snapshot runs by run id. Raises TemporaryError, FatalError."""
-    last = await read_last(settings, Topics(settings.installation).runs)
+    return runs_of(await read_last(settings, Topics(settings.installation).runs))
+
+
+def runs_of(last: Mapping[bytes | None, Record]) -> dict[str, Run]:
+    """From the last record of each key of the topic `runs`. Raises FatalError."""
     found = (parse_run(key, record.value) for key, record in last.items())
     return {run.run: run for run in found if run is not None}
 

@@ -11,11 +11,11 @@ from agents import fetch
 from agents.fetch import Fetch, fetch_stage
 from agents.guard import Guard
 from models.envelope import Envelope, Kind, Reason
+from models.record_id import id18
 from models.settings import Settings
 from streams.engine.stage import Chunk, Output
 from streams.publish import Publisher
 from streams.salesforce.limits import Step
-from streams.salesforce.messages import id18
 from streams.salesforce.positions import Position, output
 from streams.salesforce.rest import IDS_PER_CALL
 from streams.topics import Topics

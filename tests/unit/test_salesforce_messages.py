@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from models.envelope import Envelope, Kind
 from models.errors import FatalError
+from models.record_id import id18
 from streams.publish import MAX_RECORD
 from streams.salesforce.cometd import loads
 from streams.salesforce.incidents import parse_incident
-from streams.salesforce.messages import Intake, Plan, dump, id18, parts
+from streams.salesforce.messages import Intake, Plan, dump, parts
 from streams.salesforce.positions import Position
 from streams.topics import Topics
 from tests.support.salesforce import change
