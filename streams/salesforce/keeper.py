@@ -1,7 +1,7 @@
 """Keeps the state of one snapshot run: in Kafka together with the rows, alive by a beat, and obedient to what was asked of the run.
 
-Whoever keeps a run has fenced its predecessor. Between two reads the reader comes to `gate`, which holds it while the run is paused or what
-it feeds is behind, and sends it home when the run was stopped.
+Whoever keeps a run has fenced its predecessor. Between two reads, and each second while Salesforce or the limits guard lets one wait, the
+reader comes to `gate`, which holds it while the run is paused or what it feeds is behind, and sends it home when the run was stopped.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from streams.engine.stage import Output
 from streams.follow import Followed
 from streams.publish import TransactionalPublisher
 from streams.salesforce.retry import ended, retried
-from streams.salesforce.runs import Run, parse_run, parse_wish, snapshot_runs, wish_key
+from streams.salesforce.runs import Run, State, parse_run, parse_wish, snapshot_runs, wish_key
 from streams.topics import Topics
 
 log = structlog.get_logger()
@@ -102,29 +102,43 @@ class Keeper:
             if (held, want == "pause") != (self.at.note, self.at.state == "paused"):
                 if not self.at.note:
                     log.info("snapshot waits", run=self.at.run, source=self.at.source, reason=held)
-                await self.keep(replace(self.at, state="paused" if want == "pause" else "running", note=held))
+                await self._say("paused" if want == "pause" else "running", held)
             await asyncio.sleep(1.0)
 
     async def note(self, text: str) -> None:
         """Say what it waits for."""
         if text != self.at.note:
-            await self.keep(replace(self.at, note=text))
+            await self._say(self.at.state, text)
 
     async def read(self, call: Callable[[], Awaitable[T]]) -> T:
-        """`retried`; while the limits guard or Salesforce lets it wait, the next beat says why (not at once: rows may be on their way)."""
+        """`retried`; while the limits guard or Salesforce lets it wait, the beat says why, and what is asked of the run is obeyed.
 
-        def waits(why: str) -> None:
+        Raises StoppedError too.
+        """
+
+        async def wait(why: str, seconds: float) -> None:
+            until = time.monotonic() + seconds
             self._waits = f"waits: {scrub(why, 300)}"
+            while (left := until - time.monotonic()) > 0:
+                await self.gate()
+                await asyncio.sleep(min(left, 1.0))
 
         async def once() -> T:
             self._waits = ""
             return await call()
 
-        return await retried(once, WHAT, waits=waits)
+        return await retried(once, WHAT, wait=wait)
 
     async def jobs(self) -> set[str]:
         """Bulk jobs that runs name, this one among them. Raises TemporaryError, FatalError."""
         return {run.job for run in (await snapshot_runs(self._settings)).values()}
+
+    async def _say(self, state: State, note: str) -> None:
+        """Not of what `at` was before the lock: rows may be on their way."""
+        async with self._lock:
+            at = replace(self.at, state=state, note=note, owner=OWNER, rate=self._rate(self.at))
+            await retried(lambda: self._publisher.send([at.output(self._topics)]), WHAT)
+            self._told(at)
 
     async def _beats(self) -> None:
         while True:

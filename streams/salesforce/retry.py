@@ -12,6 +12,8 @@ from models.scrub import scrub
 
 log = structlog.get_logger()
 T = TypeVar("T")
+Wait = Callable[[str, float], Awaitable[None]]
+"""Told why and for how many seconds, it waits so long."""
 
 BASE, CAP = 0.2, 30.0
 PAUSE = 60.0
@@ -38,10 +40,8 @@ class Backoff:
         return own if error.retry_after is None else max(error.retry_after, self.base)
 
 
-async def retried(
-    action: Callable[[], Awaitable[T]], what: str, backoff: Backoff | None = None, waits: Callable[[str], None] | None = None
-) -> T:
-    """`await action()` until it answers; a refused login is probed each minute. Other errors pass through. `waits` hears the reasons."""
+async def retried(action: Callable[[], Awaitable[T]], what: str, backoff: Backoff | None = None, wait: Wait | None = None) -> T:
+    """`await action()` until it answers; a refused login is probed each minute. Other errors pass through. `wait`: instead of a sleep."""
     backoff = backoff or Backoff()
     while True:
         try:
@@ -49,9 +49,7 @@ async def retried(
         except (TemporaryError, PausedError) as error:
             seconds = backoff.after(error)
             log.warning("waiting", what=what, seconds=round(seconds, 1), reason=scrub(error.reason), paused=isinstance(error, PausedError))
-            if waits is not None:
-                waits(error.reason)
-            await asyncio.sleep(seconds)
+            await (asyncio.sleep(seconds) if wait is None else wait(error.reason, seconds))
 
 
 async def ended(*tasks: "asyncio.Task[Any]") -> None:

@@ -20,6 +20,7 @@ from streams.topics import Topics
 
 Way = Literal["rest", "bulk"]
 Want = Literal["go", "pause", "stop"]
+State = Literal["wanted", "running", "paused", "done", "failed", "stopped"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Run:
 
     run: str
     source: str
-    state: Literal["wanted", "running", "paused", "done", "failed", "stopped"] = "wanted"
+    state: State = "wanted"
     by: Literal["command", "first", "repair"] = "command"
     since: int = 0
     group: str = ""

@@ -27,7 +27,7 @@ from streams.salesforce.conditions import all_of, changed_since, literal
 from streams.salesforce.jobs import JobReader, Query, drop
 from streams.salesforce.keeper import Keeper, Progress, StoppedError, others
 from streams.salesforce.limits import parse_limits
-from streams.salesforce.positions import Durable, Positions, position_key, read_positions
+from streams.salesforce.positions import Durable, Positions
 from streams.salesforce.rest import Answer, Rest
 from streams.salesforce.retry import ended, retried
 from streams.salesforce.rights import same_user
@@ -80,16 +80,13 @@ async def run_snapshot(
             f"no route reads {source}: a snapshot needs a source of the form connection/sObject that a route names in `from:`"
         )
     own = rest or Rest(connection, config, Login(connection, config, flow.folder, vault=Vault.of(settings)), settings)
-    if rest is None:
-        stored = (await retried(lambda: read_positions(settings), WHAT)).get(position_key(connection, config.channel_of(sobject)))
-        await retried(lambda: same_user(own, stored.user if stored else ""), WHAT)
     begin = Run(run_id or "", source, where=where, only=",".join(only), via=via or "")
     if repair_since is not None:
         begin = replace(begin, by="repair", since=repair_since)
     begin = await retried(lambda: _alone(settings, begin, fields), WHAT)
     brake, positions = Brake(settings, flow, source), Positions(settings)
     keeper = Keeper(settings, begin, progress, lambda: brake.why)
-    work = _Work(settings, own, config, positions, keeper, fields)
+    work = _Work(settings, own, config, positions, keeper, fields, shared=rest is not None)
     waiting, braking = asyncio.create_task((stop or asyncio.Event()).wait()), asyncio.create_task(brake.run())
     task = asyncio.create_task(work.run())
     try:
@@ -147,8 +144,17 @@ class _Work:
     """One run, read to its end."""
 
     def __init__(
-        self, settings: Settings, rest: Rest, config: Salesforce, positions: Positions, keeper: Keeper, fields: Sequence[str]
+        self,
+        settings: Settings,
+        rest: Rest,
+        config: Salesforce,
+        positions: Positions,
+        keeper: Keeper,
+        fields: Sequence[str],
+        *,
+        shared: bool,
     ) -> None:
+        self._shared = shared  # the subscriber's own login
         self._rest, self._config, self._positions, self._keeper, self._all = rest, config, positions, keeper, fields
         self._topics = Topics(settings.installation)
         self._connection, _, self._sobject = keeper.at.source.partition("/")
@@ -167,6 +173,8 @@ class _Work:
             return k.at
         try:
             await k.gate()
+            if not self._shared:
+                await k.read(self._same_user)
             if k.at.fields != _print(self._fields):  # not begun, or the map asks for other columns now: read from the start
                 await drop(self._bulk, self._keeper.at.job)
                 await self._begin()
@@ -180,6 +188,10 @@ class _Work:
             await k.keep(replace(k.at, state="failed", why=error.reason, note=""))
             raise
         return k.at
+
+    async def _same_user(self) -> None:
+        stored = await self._positions.stored(self._connection, self._config.channel_of(self._sobject))
+        await same_user(self._rest, stored.user if stored else "")
 
     async def _begin(self) -> None:
         async def count() -> Answer | None:

@@ -126,6 +126,30 @@ async def test_a_run_that_the_limits_guard_lets_wait_says_so(settings: Settings,
     assert shown.snapshots[0].note in told
 
 
+@pytest.mark.parametrize("via", ["rest", "bulk"])
+async def test_a_run_that_the_limits_guard_lets_wait_is_paused_and_stopped_as_any_other(settings: Settings, desk: Desk, via: str) -> None:
+    await desk.fault("slow", variant="all", times=0, seconds=0.1)
+    work = reading(settings, desk, via=via)
+    run = await state(settings, "running", task=work)
+    await desk.call("POST", "settings", daily_requests=8)
+    await until(lambda: only_run(settings), lambda r: r.note.startswith("waits: "), task=work)  # for minutes
+    await ask(settings, run.run, "pause")
+    paused = await state(settings, "paused", task=work)
+    await ask(settings, run.run, "stop")
+    ended = await work
+    assert (ended.state, ended.rows) == ("stopped", paused.rows)
+    assert len(await rows(settings)) == ended.rows
+
+
+async def test_a_run_of_a_dead_process_is_stopped_though_salesforce_is_away(settings: Settings, desk: Desk) -> None:
+    publisher = Publisher(settings)
+    await publisher.send([Run("r", SOURCE, state="running", rows=10).output(Topics(settings.installation))])
+    await publisher.stop()
+    await desk.fault("token-endpoint-down", times=0)
+    await ask(settings, "r", "stop")
+    assert (await reading(settings, desk, run_id="r")).state == "stopped"
+
+
 async def test_a_second_start_while_one_runs_is_refused_and_leaves_the_first_alone(settings: Settings, desk: Desk, tmp_path: Path) -> None:
     await desk.fault("slow", variant="rest", times=0, seconds=0.3)
     first = await start(settings, flow_for(desk.url, page=10), "snapshot", source=SOURCE, log=tmp_path / "log")
