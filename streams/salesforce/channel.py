@@ -27,6 +27,7 @@ from streams.salesforce.beside import Beside
 from streams.salesforce.canary import Canary
 from streams.salesforce.cometd import AllocationUsedError, PositionRefusedError, Session, SessionLostError
 from streams.salesforce.context import Context
+from streams.salesforce.cursors import read_cursors
 from streams.salesforce.incidents import Cause, Incident
 from streams.salesforce.leader import Leadership
 from streams.salesforce.messages import BUFFER_SECONDS, Intake, Plan, parts
@@ -35,6 +36,7 @@ from streams.salesforce.positions import Position, output, position_key, read_po
 from streams.salesforce.renames import Followed
 from streams.salesforce.retry import Backoff, retried
 from streams.salesforce.runs import first_runs
+from streams.salesforce.starts import above, first, left_behind
 from streams.topics import Topics
 
 log = structlog.get_logger()
@@ -59,7 +61,7 @@ class Channel:
         self._labels = (context.connection, channel)
         c = context
         mine = [s for s in c.flow.read_from(c.connection) if s not in c.config.poll and c.config.channel_of(s) == channel]
-        self._sobjects = [s for s in mine if not is_event(s)]
+        self._sources = [f"{c.connection}/{s}" for s in mine if not is_event(s)]
         self._events = [f"{c.connection}/{s}" for s in mine if is_event(s)]
         self._routed = mine
         name = f"{context.connection}.{channel.strip('/').replace('/', '.')}"
@@ -68,7 +70,6 @@ class Channel:
         self._publisher = TransactionalPublisher(context.settings, f"{context.settings.installation}.subscribe.{name}")
         self._backoff = Backoff(pause=context.backoff.pause)
         self._intake: Intake | None = None
-        self._sources = [f"{context.connection}/{sobject}" for sobject in self._sobjects]
         canary = context.config.canary
         self._canary = Canary(canary, context.rest, self._labels, self._well) if canary is not None else None
         self._session_now: Session | None = None
@@ -87,8 +88,7 @@ class Channel:
         self._publisher = TransactionalPublisher(self._c.settings, self._publisher.id)
         try:
             await retried(self._publisher.start, f"producer of {self._key}")  # fences first
-            stored = (await retried(lambda: read_positions(self._c.settings), "positions")).get(self._key)  # then reads
-            position = stored or await self._first_start()
+            position = await self._place()  # then reads
             asks = Followed(self._c.connection, self._c.fields, self._topics).of_event
             self._intake = Intake(self._c.connection, self._channel, self._topics, self._routed, position, asks)
             await self._allocation.recall(position)
@@ -112,7 +112,17 @@ class Channel:
                 gauge.remove(*self._labels)
             await asyncio.sleep(HELD_SECONDS)
 
-    async def _first_start(self) -> Position:
+    async def _place(self) -> Position:
+        """Where it goes on, or begins. Raises FatalError, SettingsError."""
+        stored = await retried(lambda: read_positions(self._c.settings), "positions")
+        left = left_behind(stored, self._c.connection, self._c.flow.channels(self._c.connection))
+        if (at := stored.get(self._key)) is None:
+            return await self._first_start(left)
+        if (position := above(at, left)) != at:
+            await self._send([output(self._topics, *self._labels, position)])
+        return position
+
+    async def _first_start(self, left: Sequence[Position]) -> Position:
         """Store when this began, and the snapshots it asks for, before anything is subscribed."""
         start = self._c.start_from
         if start is None:
@@ -120,8 +130,18 @@ class Channel:
         token = await self._token()
         began = int((time.time() + token.skew) * 1000)
         position = Position(FIRST_EPOCH, None, None, token.org, token.instance_url, began, start)
-        runs = {f"first-{self._c.connection}-{s}-{began}": f"{self._c.connection}/{s}" for s in self._sobjects} if self._c.snapshot else {}
-        await self._send([output(self._topics, *self._labels, position), *(r.output(self._topics) for r in first_runs(runs))])
+        cursors = await retried(lambda: read_cursors(self._c.settings), "cursors")
+        position, incidents = first(self._key, position, self._sources, left, cursors)
+        fresh = [s for s in self._sources if s not in {i.source for i in incidents}] if self._c.snapshot else []  # else a repair reads it
+        runs = first_runs({f"first-{source.replace('/', '-')}-{began}": source for source in fresh})
+        await self._send(
+            [
+                output(self._topics, *self._labels, position),
+                *(r.output(self._topics) for r in runs),
+                *(i.output(self._topics) for i in incidents),
+            ]
+        )
+        self._opened(incidents)
         self._begun = True
         log.info("first start", connection=self._c.connection, channel=self._channel, start=start)
         return position

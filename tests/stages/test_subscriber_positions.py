@@ -11,6 +11,7 @@ import pytest
 from models.errors import SettingsError
 from models.settings import Settings
 from streams.publish import Publisher
+from streams.salesforce.cursors import Cursor
 from streams.salesforce.positions import output, read_positions
 from streams.salesforce.runs import snapshot_runs
 from streams.salesforce.subscriber import run_subscriber
@@ -101,6 +102,26 @@ async def test_another_org_raises_the_epoch_and_reads_everything_again(settings:
         closed = await repaired(settings, 2, task)
     assert {envelope_of(r).epoch for r in (await inbound(settings, "Contact"))[1:]} == {2}
     assert {(i.cause, i.since) for i in closed} == {("org changed", 0)}
+
+
+async def test_what_was_polled_from_another_org_neither_wins_over_a_first_subscription_nor_stays(settings: Settings, desk: Desk) -> None:
+    publisher, absent = Publisher(settings), "003Qx0000000001IAA"
+    await publisher.send([Cursor("acme/Contact", int(time.time()), org="00Dother").output(Topics(settings.installation))])
+    await publisher.stop()
+
+    async def living(source: str) -> set[str]:
+        return {absent} if source == "acme/Contact" else set()
+
+    async with subscribed(settings, flow_for(desk.url), snapshot=True, living=living) as task:
+        await connected(desk, task)
+        made = await desk.create("There")
+        await until(lambda: arrived(settings, "Contact"), lambda found: [key for _, key in found] == [made], task=task)
+        [contacts] = await repaired(settings, 1, task)
+        await until(lambda: snapshot_runs(settings), lambda r: len(r) == 2 and all(x.state == "done" for x in r.values()), task=task)
+    assert (contacts.source, contacts.cause, contacts.gone) == ("acme/Contact", "org changed", 1)
+    assert {(r.source, r.by) for r in (await snapshot_runs(settings)).values()} == {("acme/Contact", "repair"), ("acme/Account", "first")}
+    come = [*await inbound(settings, "Contact", "Account"), *await inbound(settings, "Contact", "Account", bulk=True)]
+    assert {envelope_of(r).epoch for r in come} == {2}
 
 
 async def test_what_tells_nothing_is_a_dead_letter_or_an_incident_and_the_channel_goes_on(settings: Settings, desk: Desk) -> None:
