@@ -14,7 +14,7 @@ from agents.rules.mapping import Leaf, Map, MapType, Nulls, Step, identifier
 from streams.yaml_lines import Document, Mistake, Path_, did_you_mean, read_yaml
 
 Place = tuple[str, ...]
-OPTIONS = ("to", "or", "transform", "type", "required", "nulls", "default")
+OPTIONS = ("to", "or", "only", "transform", "type", "required", "nulls", "default")
 KEEP = "nulls: keep wants the value written before, which no map knows: a write is the whole record"
 
 
@@ -95,6 +95,10 @@ class _Reader:
         for path in (source, *instead):
             if not _is_path(path):
                 wrong(place, f"the source {path} must be a path such as Owner.Email", "write names joined by dots")
+        only = options.get("only", [])
+        only = only if isinstance(only, list) else [only]
+        if not all(isinstance(name, str) and _is_step(name) for name in only) or ("only" in options and not only):
+            wrong((*place, "only"), f"{source} is only of which objects?", "write  only: Lead  or  only: [Lead, Contact]")
         type_, nulls = options.get("type"), options.get("nulls", "clear")
         if type_ is not None and type_ not in get_args(MapType):
             wrong((*place, "type"), f"unknown type {type_}", did_you_mean(type_, get_args(MapType)))
@@ -119,7 +123,7 @@ class _Reader:
                 wrong((*place, "default"), f"the default of {source} does not fit its type {type_}: {error}", "mend one of the two")
         if len(self.document.mistakes) == before:
             line = self.document.line(place)
-            self.leaves.append(Leaf(source, target, steps, (), tuple(instead), type_, nulls, default, required, line))
+            self.leaves.append(Leaf(source, target, steps, tuple(only), tuple(instead), type_, nulls, default, required, line))
 
     def _steps(self, place: Path_, written: Any) -> tuple[Step, ...]:
         steps = []

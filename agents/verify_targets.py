@@ -167,7 +167,7 @@ class RouteCheck:
         for key, state in holders.items():
             won = state.winner()
             if won is not None:
-                self._right[key] = target.hash_of(self._way.object, key, read_json(won.body)) if isinstance(target, Hashing) else 0
+                self._right[key] = target.hash_of(self._way.object, key, read_json(state.body())) if isinstance(target, Hashing) else 0
                 self.found.compared += won.route == self._way.route and won.source.startswith(self._head)
             elif self._way.on_delete == "ignore":
                 self._right[key] = 0
@@ -187,7 +187,7 @@ class RouteCheck:
         for key, state in holders.items():
             won = state.winner()
             if won is not None and won.route == self._way.route and won.source.startswith(self._head):
-                bodies[key] = read_json(won.body)
+                bodies[key] = read_json(state.body())
                 self._ids[key] = won.source.removeprefix(self._head)
         return bodies
 

@@ -18,13 +18,13 @@ from agents.applied import Applied, Shapes
 from agents.calls import Calls
 from agents.guard import Guard, each_record, split
 from agents.rules.delivery import Decision, Delivered, Lane, apply, outdated
-from agents.rules.writes import NULL, Json, WireWrite, decode_write, encode_write, read_json
-from agents.targets.base import Effect, TargetLike, cleared
+from agents.rules.writes import NULL, WireWrite, decode_write, encode_write, read_json
+from agents.targets.base import Effect, TargetLike
 from models.envelope import Reason
 from models.errors import HeadraceError, PermanentError, TemporaryError
 from models.flow import Flow, is_event
 from models.settings import Settings
-from models.write import Outcome, Write, WriteResult
+from models.write import Outcome, WriteResult
 from streams import metrics
 from streams.engine.stage import Changes, Chunk, Output, Partition, Record, Result, Stage
 from streams.letters import dead_letter_output
@@ -158,7 +158,7 @@ class Writer:
             refused = self._refused(work, key, record, write, lane)
             self._decide(work, key, record, write, apply(key.state, write, lane, record.offset, routes=speaking, refused=refused))
             if write.then is not None:
-                then = _after_rename(write.then.whole(), image)
+                then = replace(write.then.whole(), left=read_json(image))
                 work.forwards.append(Output(self._topics.writes(self.name, bulk=lane == "bulk"), then.kafka_key, encode_write(then)))
         if items := list(self._items(work)):
             await self._calls.start(partition)
@@ -281,7 +281,7 @@ class Writer:
     def _outgrown(self, key: Key, record: Record, write: WireWrite, work: Work) -> bool:
         """Whether the key's state would be more than a Kafka record holds: then the write is a dead letter and the state as it was."""
         state = key.state
-        kept, state.image, state.stood = (state.image, state.stood), NULL, NULL  # after the call both are the winner's body, kept once
+        kept, state.image, state.stood = (state.image, state.stood), NULL, NULL  # after the call both are what should stand, kept once
         size = len(state.encode())
         state.image, state.stood = kept
         if size <= LARGEST_STATE:
@@ -362,9 +362,3 @@ class Writer:
             source=source,
         )
         work.dead.append(letter)
-
-
-def _after_rename(then: Write, image: Json) -> Write:
-    """The write under the new key, with null for what the renamed record holds and this write has not: over there its image is unknown."""
-    held = read_json(image)
-    return replace(then, body=cleared(held, then.body)) if held and then.body is not None else then

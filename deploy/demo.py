@@ -66,7 +66,7 @@ def _show(rig: Rig, seconds: float | None, as_json: bool, console: Console, begu
         say(f"[bold]the first row is in PostgreSQL[/bold]; now {RATE:g} transactions a second change the sandbox Salesforce")
         say(f"look yourself: [cyan]psql '{rig.database_url}'[/cyan]   Salesforce: {rig.salesforce}   webhooks: {rig.hooks}/forms")
         latency = Latency(rig)
-        rig.ask("POST", "/sandbox/change", {"rate": RATE, "seconds": seconds or 86_400, "seed": 7, "rename_parents": False})
+        rig.ask("POST", "/sandbox/change", {"rate": RATE, "seconds": seconds or 86_400, "seed": 7})
         hooks = 0
         with Live(_table(rig, database, latency), console=console, refresh_per_second=4, transient=seconds is not None) as live:
             until = time.monotonic() + seconds if seconds else float("inf")

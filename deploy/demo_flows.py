@@ -70,7 +70,7 @@ def _show(rig: Rig, scene: Scene, seconds: float, say: Say, as_json: bool, conso
     until = time.monotonic() + seconds
     _settled(rig, scene)  # the first snapshot is through
     say("all records are there as they are in Salesforce; now they change")
-    rig.ask("POST", "/sandbox/change", {"rate": RATE, "seconds": seconds, "seed": 7, "rename_parents": False})
+    rig.ask("POST", "/sandbox/change", {"rate": RATE, "seconds": seconds, "seed": 7})
     scene.story(rig, say)
     while time.monotonic() < until:
         time.sleep(0.2)

@@ -118,11 +118,11 @@ def compare_users(verdict: Verdict, answer: Any, records: dict[str, list[Row]]) 
     """Iterable's users against the Contacts and Leads with an address; `records` by object, Accounts and Users too."""
     by_id = {row["Id"]: row for name in ("Account", "User") for row in records[name]}
     expected: dict[str, Row] = {}
-    for kind in ("Lead", "Contact"):  # the Contact decides, then the lowest id: the last one set stays
+    for kind in ("Lead", "Contact"):  # the Contact decides, then the lowest id: the last one set stays, beside what only a Lead has
         for record in sorted(records[kind], key=lambda r: str(r["Id"]), reverse=True):
             address = (record.get("Email") or "").strip().lower()
             if address and not record["IsDeleted"]:
-                expected[address] = _user(kind, record, by_id)
+                expected[address] = expected.get(address, {}) | _user(kind, record, by_id)
     users: Iterable[Row] = answer["users"]
     actual = {user["email"]: user.get("dataFields", {}) for user in users}
     verdict.compared["users"] = len(expected)
@@ -208,7 +208,7 @@ def _user(kind: str, record: Row, by_id: dict[str, Row]) -> Row:
         "Owner.Salesforce.Id": owner and owner["Id"],
     }
     if kind == "Lead":
-        return found | {"Lead.Status": record.get("Status")}
+        return found | {"Lead.Status": record.get("Status"), "Lead.Salesforce.Id": record["Id"]}
     return found | {"Company.Salesforce.Id": account and account["Id"], "Company.Name": account and account["Name"]}
 
 

@@ -30,12 +30,13 @@ class Write(Struct, kw_only=True):
     source               source record: "<connection>/<sObject>/<id>"
     order                place of the source in the route's `from:`; decides between several sources of one key, then the lowest source
     revision             of the source record; grows
-    body                 whole record for WRITE, None for RELEASE
+    body                 whole record for WRITE, None for RELEASE; under one key others say what it does not (agents/rules/delivery.py)
     on_delete            what the target does when nobody speaks for the key any longer
     successor            of a RELEASE: the key the source record has now, None when it was deleted or left the filter
     then                 of a RELEASE in a target that can rename: the WRITE under the new key, sent on by the writer after the rename
     renamed_from         of a WRITE that follows such a rename: the key left. What stands under the new key is not known then, so the
                          winner is written even when this write itself is stale or equal
+    left                 of such a WRITE: what the renamed record may still hold of ours, to be cleared where nobody says it
     reason, run          of the event that caused it
     election             of the group of duplicates that decided this; of one source and revision the later speaks. 0: nobody had to decide
     version              of the route's map that shaped it; 0: made by a Headrace that knew of no versions
@@ -55,6 +56,7 @@ class Write(Struct, kw_only=True):
     successor: str | None = None
     then: "Write | None" = None
     renamed_from: str | None = None
+    left: Body | None = None
     reason: str = "live"
     run: str | None = None
     version: int = 0

@@ -1,4 +1,4 @@
-"""What a writer decides before it calls a target: which write is stale, whose body wins under a key, which turn it is. Pure.
+"""What a writer decides before it calls a target: which write is stale, what stands under a key, which turn it is. Pure.
 
 The writer keeps one `Delivered` per target key and asks `apply` for every record of `writes.<target>`, in order; it may apply several
 and call once, with the last decision that has a call. `wrote` tells what the target was made to hold.
@@ -24,12 +24,12 @@ from agents.rules.writes import NULL, Json, WireWrite, read_json, write_json
 from models.errors import FatalError
 from models.write import Body, OnDelete
 
-FORMAT = 2
-"""1 was an object, with a fingerprint in the place of `stood`."""
+FORMAT = 3
+"""1 was an object, with a fingerprint in the place of `stood`; in 2 the winner alone said what stands under a key."""
 GONE = Json(b'"-"')
 """What stood last at a key for which nobody speaks."""
-WINNERS = Json(b"true")
-"""In a value of the table: the same as the winner's body."""
+SAME = Json(b"true")
+"""In a value of the table: the same as what should stand."""
 
 Lane = Literal["live", "bulk"]
 
@@ -80,16 +80,25 @@ class Delivered(msgspec.Struct, array_like=True):
         return self.live + self.bulk + 2
 
     def winner(self) -> Held | None:
-        """Who speaks for the key: order in the route's `from:`, then the lowest source, then the latest revision."""
+        """Who decides under the key."""
         if len(self.held) == 1:
             return self.held[0] if self.held[0].speaks else None
+        return min((held for held in self.held if held.speaks), key=_rank, default=None)
+
+    def body(self) -> Json:
+        """What should stand: the winner's body, and where that says nothing, not even null, what the next one says. NULL: nobody speaks."""
         speaking = [held for held in self.held if held.speaks]
-        return min(speaking, key=lambda h: (h.order, h.source, -h.revision, h.route), default=None)
+        if len(speaking) < 2:
+            return speaking[0].body if speaking else NULL
+        first, *others = sorted(speaking, key=_rank)
+        whole = read_json(first.body)
+        filled = [_fill(whole, read_json(other.body)) for other in others]
+        return write_json(whole) if any(filled) else first.body
 
     def same(self) -> bool:
         """The target was last made to hold exactly what it should hold now."""
-        won = self.winner()
-        return self.stood == (won.body if won else GONE)
+        body = self.body()
+        return self.stood == (GONE if body == NULL else body)
 
     @property
     def stands(self) -> bool:
@@ -115,10 +124,9 @@ class Delivered(msgspec.Struct, array_like=True):
 
     def encode(self) -> bytes:
         """As a value of the table `delivered`."""
-        won = self.winner()
-        body = NULL if won is None else won.body
-        stood = WINNERS if self.stood == body != NULL else self.stood
-        image = WINNERS if self.image == body != NULL else self.image
+        body = self.body()
+        stood = SAME if self.stood == body != NULL else self.stood
+        image = SAME if self.image == body != NULL else self.image
         return _encoder.encode((FORMAT, self.held, self.live, self.bulk, self.written, stood, self.id, image))
 
     @classmethod
@@ -130,15 +138,16 @@ class Delivered(msgspec.Struct, array_like=True):
             state: Delivered = _first_format(orjson.loads(raw)) if raw[:1] == b"{" else _decoder.decode(raw)
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise FatalError(f"a value of table delivered cannot be read ({type(error).__name__}): rebuild it from its changelog") from None
-        if state.format != FORMAT:
+        if state.format not in (2, FORMAT):
             raise FatalError(
-                f"table delivered holds format {state.format}, this version reads 1 and {FORMAT}: start the version that wrote it"
+                f"table delivered holds format {state.format}, this version reads 1 to {FORMAT}: start the version that wrote it"
             )
-        if WINNERS in (state.stood, state.image):
+        if SAME in (state.stood, state.image):
             won = state.winner()
-            body = NULL if won is None else won.body
-            state.stood = body if state.stood == WINNERS else state.stood
-            state.image = body if state.image == WINNERS else state.image
+            body = state.body() if state.format == FORMAT else NULL if won is None else won.body
+            state.stood = body if state.stood == SAME else state.stood
+            state.image = body if state.image == SAME else state.image
+        state.format = FORMAT
         return state
 
 
@@ -149,12 +158,12 @@ _decoder = msgspec.json.Decoder(Delivered)
 def _first_format(found: dict[str, Any]) -> Delivered:
     """A value of format 1. It kept a fingerprint of what stood, which says no more than whether that was the winner's body."""
     if found["f"] != 1:
-        raise FatalError(f"table delivered holds format {found['f']}, this version reads 1 and {FORMAT}: start the version that wrote it")
-    row = [FORMAT, found["h"], *found["o"], found["w"], found["p"], found["id"], found["i"]]
+        raise FatalError(f"table delivered holds format {found['f']}, this version reads 1 to {FORMAT}: start the version that wrote it")
+    row = [2, found["h"], *found["o"], found["w"], found["p"], found["id"], found["i"]]
     state = _decoder.decode(orjson.dumps(row, option=orjson.OPT_SORT_KEYS))
     won = state.winner()
     if won is not None and found["p"] == hashlib.blake2b(bytes(won.body), digest_size=10).hexdigest():
-        state.stood = WINNERS
+        state.stood = SAME
     return state
 
 
@@ -167,7 +176,8 @@ class Decision:
                 below its turn, or was skipped as equal to what the target no longer held
     stale       a later revision of this source record stands: outcome "stale"
     turn        of this call
-    winner      what the target shall hold; None: nobody speaks for the key, then `on_delete` says what to do
+    winner      who decides under the key; None: nobody speaks for it, then `on_delete` says what to do
+    body        what the target shall hold then
     rename_to   the target renames its record to this key instead (only where it can)
     """
 
@@ -175,13 +185,9 @@ class Decision:
     stale: bool
     turn: int
     winner: Held | None
+    body: Json | None
     on_delete: OnDelete
     rename_to: str | None = None
-
-    @property
-    def body(self) -> Json | None:
-        """Body of the winner."""
-        return self.winner.body if self.winner else None
 
 
 def apply(
@@ -227,13 +233,31 @@ def apply(
     if write.renamed_from is not None:
         # What stood there still stands where the key was taken already; else what was renamed does, whoever speaks for the key now.
         state.may_hold(write.body)
+        state.may_hold(write.left)
         state.unknown()
     won = state.winner()
     # Where nothing of ours stands, whatever is there came by the rename of another record, whose own write is still to come.
     rename = write.successor if write.then is not None and won is None and not stale and state.stands else None
     # `ignore` keeps what the source deleted; a record that only has another key now is not deleted, its old row is.
     kept = write.on_delete == "ignore" and write.successor is None
-    return Decision(won is not None or rename is not None or not kept, stale, state.turn, won, write.on_delete, rename)
+    body = state.body() if won is not None else None
+    return Decision(won is not None or rename is not None or not kept, stale, state.turn, won, body, write.on_delete, rename)
+
+
+def _rank(held: Held) -> tuple[int, str, int, str]:
+    """The order in the route's `from:`, then the lowest source, then the latest revision."""
+    return held.order, held.source, -held.revision, held.route
+
+
+def _fill(body: Body, other: Body) -> bool:
+    """Add what only `other` says, field by field of objects that both have; whether there was anything."""
+    more = False
+    for name, value in other.items():
+        if name not in body:
+            body[name], more = value, True
+        elif isinstance(value, dict) and isinstance(held := body[name], dict):
+            more = _fill(held, value) or more
+    return more
 
 
 def _older(write: WireWrite, held: Held) -> bool:

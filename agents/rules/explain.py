@@ -42,7 +42,8 @@ def explain(found: Map, sobject: str, values: Mapping[str, Any]) -> list[Told]:
 
 
 def _absent(leaf: Leaf, sobject: str) -> Told:
-    return Told(leaf.source, None, ".".join(leaf.target), None, f"a {sobject} has no such field: left out", written=False)
+    why = f"only of {' and '.join(leaf.sobjects)}" if leaf.sobjects else f"a {sobject} has no such field"
+    return Told(leaf.source, None, ".".join(leaf.target), None, f"{why}: left out", written=False)
 
 
 def _told(leaf: Leaf, values: Mapping[str, Any]) -> Told:

@@ -26,7 +26,7 @@ def write_json(value: Any) -> Json:
 
 
 class WireWrite(msgspec.Struct, kw_only=True, gc=False):
-    """A Write as a writer reads it: each field as in models/write.py, but the body unread (NULL in a release)."""
+    """A Write as a writer reads it: each field as in models/write.py, but `body` and `left` unread (NULL where there is none)."""
 
     op: Literal["write", "release"]
     route: str
@@ -40,6 +40,7 @@ class WireWrite(msgspec.Struct, kw_only=True, gc=False):
     successor: str | None = None
     then: "WireWrite | None" = None
     renamed_from: str | None = None
+    left: Json = NULL
     reason: str = "live"
     run: str | None = None
     version: int = 0
@@ -57,7 +58,8 @@ class WireWrite(msgspec.Struct, kw_only=True, gc=False):
     def whole(self) -> Write:
         """With its body read. Raises ValueError for numbers that no float holds."""
         fields = msgspec.structs.asdict(self)
-        fields |= {"op": Op(self.op), "body": read_json(self.body), "then": None if self.then is None else self.then.whole()}
+        fields |= {"op": Op(self.op), "body": read_json(self.body), "left": read_json(self.left)}
+        fields["then"] = None if self.then is None else self.then.whole()
         return Write(**fields)
 
 
@@ -122,6 +124,8 @@ def _plain(write: Write) -> dict[str, Any]:
     for name in ("successor", "renamed_from", "run", "position", "committed", "received"):
         if (value := getattr(write, name)) is not None:
             plain[name] = value
+    if write.left is not None:
+        plain["left"] = write.left
     if write.then is not None:
         plain["then"] = _plain(write.then)
     return plain

@@ -53,6 +53,7 @@ LEAD = {"Id": "00Q1", "Email": "A@example.org", "FirstName": "A", "OwnerId": "00
 FIELDS = {
     "Name": {"First": "A"},
     "Salesforce": {"Id": "00Q1"},
+    "Lead": {"Salesforce": {"Id": "00Q1"}},
     "Owner": {"Email": "o@example.org", "Name": "O", "Salesforce": {"Active": True, "Id": "005"}},
 }
 

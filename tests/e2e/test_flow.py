@@ -37,7 +37,7 @@ def flow(kafka: str, database_url: str, tmp_path_factory: pytest.TempPathFactory
     (folder / "flow.yaml").write_text(FLOW.read_text() + CONVERTED)
     with rig(folder / "rig", kafka, database_url, records=200, hold=3.0, flow=folder / "flow.yaml") as made:
         made.start()
-        made.ask("POST", "/sandbox/change", {"rate": 40, "seconds": 10, "seed": 3, "rename_parents": False})
+        made.ask("POST", "/sandbox/change", {"rate": 40, "seconds": 10, "seed": 3})
         made.await_("the changes", lambda: made.ask("GET", "/sandbox/change")["runs"][0]["finished"])
         yield made
 
@@ -101,7 +101,7 @@ def test_check_finds_nothing_wrong_with_the_demo(flow: Rig) -> None:
 
 def test_a_converted_lead_stays_one_person_keeps_its_links_and_leaves_the_open_ones_under_load(flow: Rig) -> None:
     leads = [_lead(flow, f"converted{n}@example.org") for n in range(12)]
-    flow.ask("POST", "/sandbox/change", {"rate": 40, "seconds": 6, "seed": 21, "rename_parents": False})
+    flow.ask("POST", "/sandbox/change", {"rate": 40, "seconds": 6, "seed": 21})
     with flow.database() as database:
         open_ones = "SELECT count(*) FROM crm.open_lead WHERE NOT _deleted AND _key = ANY(%s)"
         keys = [f"acme/{lead}" for lead in leads]
@@ -138,7 +138,7 @@ def test_a_converted_lead_stays_one_person_keeps_its_links_and_leaves_the_open_o
             assert users[address].get("deletedAtSource") is (True if number < 2 else None)
             of_gone = {lead} if number < 2 else set()  # both are gone: which went last is no order of one record
             assert users[address]["Salesforce"]["Id"] in {contact["Id"], *of_gone}
-    assert alone > len(leads) / 2
+    assert alone > 2
 
 
 def test_a_replay_brings_back_what_a_target_lost(flow: Rig) -> None:
@@ -187,7 +187,7 @@ def test_a_paused_route_tells_what_changed_once_it_is_resumed_and_others_of_its_
         code, printed = flow.command("pause", "leads", "--json")
         assert (code, json.loads(printed)["what"]) == (0, "route"), printed
         time.sleep(2.5)
-        flow.ask("POST", "/sandbox/change", {"rate": 40, "seconds": 4, "seed": 9, "rename_parents": False})
+        flow.ask("POST", "/sandbox/change", {"rate": 40, "seconds": 4, "seed": 9})
         flow.await_("the changes", lambda: flow.ask("GET", "/sandbox/change")["runs"][-1]["finished"])
         flow.await_("nothing waits", lambda: not any(hop["lag"] for hop in _status(flow)["hops"]))
         [held] = _status(flow)["held"]

@@ -26,6 +26,7 @@ class Pipeline:
     """Feeds the stage's handler; `writes`, `fetches`, `dead` collect what came out."""
 
     def __init__(self, flow: Flow, maps: Maps) -> None:
+        self.flow, self.maps = flow, maps
         self.paused: set[str] = set()
         self.stage = process_stage(flow, SETTINGS, maps, self._held)
         self.partition = MemoryPartition()

@@ -35,9 +35,10 @@ LANES = ("live", "bulk")
 KEYS = ("x@example.org", "y@example.org", "z@example.org")
 FIELDS = {
     "Contact": {"a__c": range(99), "b__c": (None, 1, 2), "k__c": KEYS, "Boss__c": ("u1", "u2", None), "Department": ("d", None)},
-    "Lead": {"a__c": range(99), "b__c": (None, 1, 2), "k__c": KEYS, "Boss__c": ("u1", "u2", None)},
+    "Lead": {"a__c": range(99), "b__c": (None, 1, 2), "k__c": KEYS, "Boss__c": ("u1", "u2", None), "Status": ("s", "t", None)},
 }
-"""Possible values. A Lead has no Department: what a Contact left there under a common key must go."""
+"""Possible values. A Lead has no Department: what a Contact left there under a common key must go. Only a Lead has a Status: that stands
+beside what the Contact of the same key says."""
 Log = dict[tuple[str, str], list[MemoryRecord]]
 
 
@@ -349,9 +350,10 @@ class World:
                 continue
             boss = held["Boss__c"]
             body = {"a": held["a__c"], "b": held["b__c"], "k": held["k__c"], "boss": {"mail": boss and f"{boss}@x"}}
-            body |= {"work": {"department": held["Department"]}} if "Department" in held else {}
-            found.setdefault(held["k__c"], _without_empty(body | {"k": None}) if self.renames else body)
-        return found
+            body |= {"work": {"department": held["Department"]}} if "Department" in held else {"lead": {"status": held["Status"]}}
+            whole = found.setdefault(held["k__c"], body)
+            found[held["k__c"]] = body | whole
+        return {key: _without_empty(body | {"k": None}) for key, body in found.items()} if self.renames else found
 
     def elected(self) -> str | None:
         """Where one record of each address must stand, as the source has it: what is wrong, or None."""
@@ -377,7 +379,9 @@ class World:
                 continue
             boss = held["Boss__c"]
             body = {"a": held["a__c"], "b": held["b__c"], "email": held["k__c"], "boss": {"mail": boss and f"{boss}@x"}}
-            found[id] = body | ({"work": {"department": held["Department"]}} if "Department" in held else {})
+            found[id] = body | (
+                {"work": {"department": held["Department"]}} if "Department" in held else {"lead": {"status": held["Status"]}}
+            )
         return found
 
     def found(self) -> dict[str, Body]:

@@ -76,9 +76,10 @@ class VersionsWorld(World):
         def watched(effect: Effect) -> Outcome:
             before, body = rows.rows.get(effect.key, (0, None))[1], effect.body
             outcome = write(effect)
-            same = before and body and [*before["shape"].values()] == [*body["shape"].values()]
-            if outcome is Outcome.WRITTEN and before and body and same and number_of(before) > number_of(body):
-                self.fell = f"{effect.key}: shape {number_of(before)} was overwritten by {number_of(body)}"
+            old, new = (shapes(one) if one else {} for one in (before, body))
+            for id in old.keys() & new.keys() if outcome is Outcome.WRITTEN else ():
+                if old[id] > new[id]:
+                    self.fell = f"{effect.key}: shape {old[id]} of {id} was overwritten by {new[id]}"
             return outcome
 
         rows._write = watched  # type: ignore[method-assign]
@@ -148,7 +149,8 @@ class VersionsWorld(World):
             held = self.speaker(key)
             if held is None:
                 return f"{key} stands, and nobody speaks for it"
-            wanted = _plain(held, kept, self.renames)
+            lead = next((one for _, one in self.speaking() if one["k__c"] == key and "Status" in one), None)
+            wanted = _plain(held, kept, self.renames) | ({"lead": {"status": lead["Status"]}} if lead else {})
             found = {name: value for name, value in body.items() if name != "shape" and (name not in EXTRAS or name in kept)}
             if (self.renames and _without_empty(wanted) != _without_empty(found)) or (not self.renames and wanted != found):
                 return f"{key} of shape {number} (now {self.number}): wanted {wanted}, found {found}"
@@ -168,11 +170,17 @@ class VersionsWorld(World):
         return next((held for _, held in self.speaking() if held["k__c"] == key), None)
 
 
+def shapes(body: Body) -> dict[str, int]:
+    """By record that says something in a body, the version that shaped it. Raises AssertionError where it is two at once."""
+    found = [(id, int(name[1:])) for name, id in body["shape"].items() if id is not None]
+    assert len(dict(found)) == len(found), body
+    return dict(found)
+
+
 def number_of(body: Body) -> int:
-    """By which version a body was shaped. Raises AssertionError where it is two at once."""
-    numbers = [int(name[1:]) for name, value in body["shape"].items() if value is not None]
-    assert len(numbers) == 1, body
-    return numbers[0]
+    """By which version the record that decides was shaped."""
+    found = shapes(body)
+    return found[min(found)]
 
 
 def _plain(held: dict[str, Any], extras: Extras, renames: bool) -> Body:

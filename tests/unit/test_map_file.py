@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.map_file import read_map
+from agents.rules.explain import explain
 from agents.rules.mapping import CompiledMap, Map, compile_map
 
 DOCUMENT = Path(__file__).parent.parent / "data" / "maps" / "person-document.yaml"
@@ -74,6 +75,22 @@ def test_a_source_is_asked_only_while_those_before_give_nothing() -> None:
     assert {"Owner.FederationIdentifier", "Owner.Username", "OwnerId"} <= set(asked.fields)
 
 
+def test_a_line_may_be_of_some_objects_only(tmp_path: Path) -> None:
+    path = tmp_path / "m.yaml"
+    path.write_text("Id: [id, {to: lead.id, only: Lead}, {to: other, only: [Task, Case]}]\nStage__c: {to: stage, only: Contact}")
+    found, record = loaded(path), {"Id": "1", "Stage__c": "x"}
+    assert compile_map(found, "Lead", ("Contact", "Lead")).apply(record) == {"id": "1", "lead": {"id": "1"}}
+    assert compile_map(found, "Lead").fields == ("Id",)
+    assert compile_map(found, "Contact").apply(record) == {"id": "1", "stage": "x"}
+    assert compile_map(found, "Case").apply(record) == {"id": "1", "other": "1"}
+    assert compile_map(found, "").apply(record) == {"id": "1"}
+    assert set(found.columns(("Contact", "Lead"))) == {"id", "lead", "stage"}
+    assert [line.why for line in explain(found, "Contact", record) if not line.written] == [
+        "only of Lead: left out",
+        "only of Task and Case: left out",
+    ]
+
+
 def test_required_paths_and_types_are_told() -> None:
     assert compiled().required == (("email",),)
     columns = loaded(DOCUMENT).columns(())
@@ -109,6 +126,8 @@ MISTAKES = [
     ("version: 1\ntables:\n  t: {a: {b: c}}\nfields: {a: b}", 3, "pairs of values"),
     ("version: 1\ntables:\n  t: {a: x, b: x}\nfields:\n  a: {to: b, transform: {unpick: t}}", 5, "backwards"),
     ("version: 1\nfields:\n  a: []", 3, "goes nowhere"),
+    ("version: 1\nfields:\n  a: {to: b, only: []}", 3, "only of which objects"),
+    ("version: 1\nfields:\n  a: {to: b, only: [Lead, {}]}", 3, "only of which objects"),
 ]
 
 

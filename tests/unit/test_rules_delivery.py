@@ -174,7 +174,7 @@ def test_the_state_of_a_key_survives_its_encoding_at_every_step(steps: list[tupl
         b"[]",
         b"[2]",
         b"[2,[],0,0,0,null,null]",
-        b"[3,[],0,0,0,null,null,null]",
+        b"[4,[],0,0,0,null,null,null]",
         b"[2,[[1]],0,0,0,null,null,null]",
         b'[2,[["s","r",0,1,{}]],0,0,0,null,null,null]',
         b'{"f":2}',

@@ -43,8 +43,8 @@ class Shelf:
             decision = apply(state, decode_write(encode_write(write)), "live", self.offset)
             if not decision.call:
                 continue
-            if decision.winner is not None:
-                self.held[write.key] = (read_json(decision.winner.body), False)
+            if decision.body is not None:
+                self.held[write.key] = (read_json(decision.body), False)
             elif write.on_delete == "delete":
                 self.held.pop(write.key, None)
             elif write.key in self.held:
