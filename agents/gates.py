@@ -19,12 +19,12 @@ from agents.rules.ways import Way
 from models.flow import Flow, Gates
 from streams.engine.stage import Partition, Result
 from streams.pauses import Pause
+from streams.quality import HOUR_MS
 from streams.topics import Topics
 
 log = structlog.get_logger()
 
 HeldRoutes = Callable[[Collection[str], Partition], Awaitable[frozenset[str]]]
-HOUR_MS = 3_600_000
 BEFORE_SEEN_SECONDS = 30.0
 """So long a route is taken for paused whose pause this process has written and not yet read."""
 USUAL_HOURS, USUAL_LEAST = 24, 100
@@ -39,10 +39,8 @@ async def none_held(_routes: Collection[str], _partition: Partition) -> frozense
     return frozenset()
 
 
-def see(seen: Swarm, gated: Collection[str], way: Way, state: RecordState, changed: Collection[str]) -> None:
+def see(seen: Swarm, way: Way, state: RecordState, changed: Collection[str]) -> None:
     """Count a record that is about to be emitted to a route with gates: before the emission, after the merge."""
-    if way.route not in gated:
-        return
     seen[way.route, CAME, ""] += 1
     keys = state.keys.get(way.route)
     if keys is None or keys.last is None:

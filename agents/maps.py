@@ -266,7 +266,7 @@ def _way(
         where=filter.matches if filter else None,
         key=facts.key_field or route.key,
         same_key=same_key,
-        gate=gate(route.quality, found.entity, found.types(sobjects), map(".".join, compiled.required)),
+        gate=gate(route.quality, found.entity, found.types(sobjects), compiled.required, found.done()),
         once="duplicates" in route.quality,
         mail=_mail(route, found, facts, sobjects),
     )

@@ -44,6 +44,7 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 STAGE = "process"
 WRITE, EMIT, QUERY, READ = Op.WRITE, Step.EMIT, Step.QUERY, Step.READ  # an enum looks its members up in Python
+CHANGE, FETCH = Kind.CHANGE, Reason.FETCH
 FLOODS = (Reason.SNAPSHOT, Reason.POLL, Reason.REPLAY, Reason.REFILL)
 """Writes these cause go through the bulk lane."""
 
@@ -180,7 +181,7 @@ class Processing:
         held = {record_id: _Held(record_id, key, self.known.pop(raw, record_id)) for (key, record_id), raw in found}
         self.held = {key: held[record_id] for key, record_id in ids.items()}
         if self.plan is not None and (self.plan.hook or self.plan.event):
-            slots = list({seen_key(self.source, delivery_of(record)) for record in records if delivery_of(record)})
+            slots = list({seen_key(self.source, name) for record in records if (name := delivery_of(record))})
             for slot, raw in zip(slots, self.partition.store(SEEN).get_many(slots), strict=True):
                 self.seen[slot] = Seen.decode(raw)
         met = max((held.state.maps for held in self.held.values()), default=0)
@@ -195,7 +196,7 @@ class Processing:
             return self._every(record, envelope, message)
         held = self.held[record.key or b""]
         record_id, state = held.id, held.state.fork() if self.careful else held.state
-        asked = envelope.gone is not None and envelope.reason is Reason.FETCH
+        asked = envelope.gone is not None and envelope.reason is FETCH
         nowhere = asked and not state.deleted and not any(keys.last or keys.left for keys in state.keys.values())
         self.merging = not self.careful
         merged = merge(state, message, plan, self.lane, record.offset)
@@ -204,7 +205,7 @@ class Processing:
             state.received = envelope.received
         held.state, held.touched = state, True
         incomplete = merged.late
-        after = (envelope.epoch, envelope.position) if envelope.kind is Kind.CHANGE and envelope.position is not None else None
+        after = (envelope.epoch, envelope.position) if envelope.kind is CHANGE and envelope.position is not None else None
         for way in self.ways:
             step = next_step(way, state, merged, message, envelope)
             if merged.redelivery:
@@ -214,7 +215,8 @@ class Processing:
             if step is EMIT and way.route in self.paused:
                 self.parked[way.route, record_id] = None
             elif step is EMIT:
-                see(self.swarm, self.gated, way, state, merged.changed)
+                if way.route in self.gated:
+                    see(self.swarm, way, state, merged.changed)
                 self._told(record, way, envelope, record_id, self._emit, way, state, envelope, record_id, record.offset)
             elif step is QUERY:
                 told = envelope if forced(way, envelope) else None
@@ -226,7 +228,7 @@ class Processing:
         if incomplete:
             missing = [path for path in message.lacks if path not in state.values]
             # A row that was read by another plan (a map was changed meanwhile) is asked for again.
-            if missing and envelope.reason is Reason.FETCH and envelope.plan in (None, plan.print):
+            if missing and envelope.reason is FETCH and envelope.plan in (None, plan.print):
                 self._guarded(record, None, lacking, missing, plan.sobject)
             else:
                 self.asked.add(record_id, None, after)
@@ -263,7 +265,7 @@ class Processing:
 
     def _told(self, record: Record, way: Way, envelope: Envelope, record_id: str, emit: Callable[[*Ts], Went], *args: *Ts) -> None:
         """Emit to one route, and count what becomes of the record: one that goes, or that the filter keeps out, is none for quality."""
-        self.faults = (UNTOLD,)
+        self.faults = UNTOLD
         went = self._guarded(record, way.route, emit, *args)
         if went is None:
             failed(self.tally.of(envelope.run, way.route), record_id, self.faults)
@@ -332,7 +334,8 @@ class Processing:
             out, held = writes(write, gone, renames=way.renames), keys
         topic = self.topics.writes(way.target, bulk=envelope.reason in FLOODS)
         made = [Output(topic, each.kafka_key, encode_write(each)) for each in out]
-        joins = self._compare(way, state, envelope, record_id, write, offset, made)
+        grouped = way.mail is not None or _GROUP + way.route in state.keys
+        joins = grouped and self._compare(way, state, envelope, record_id, write, offset, made)
         if way.once:
             last = Last(len(self.outputs), made[0], envelope.reason in ALWAYS_EMITS, envelope.run) if write and len(made) == 1 else None
             self.emitted[way.route, way.target] -= self.once.replaces(way.route, record_id, last, joins=joins)

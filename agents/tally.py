@@ -13,10 +13,9 @@ import msgspec
 from agents.rules.quality import Fault
 from streams import metrics
 from streams.engine.stage import Changes, Output, Partition
-from streams.quality import HOURS, Batch, Counted, Failure, Result
+from streams.quality import HOUR_MS, HOURS, Batch, Counted, Failure, Result
 from streams.topics import Topics
 
-HOUR_MS = 3_600_000
 MARK = b"\x01quality|"
 """No source and no group begins so."""
 
@@ -30,10 +29,10 @@ class Tally:
 
     def of(self, run: str | None, route: str) -> Result:
         """What the chunk makes of a route's records of one batch."""
-        routes = self._batches.setdefault(run, {})
-        if (found := routes.get(route)) is None:
-            found = routes[route] = Result()
-        return found
+        try:
+            return self._batches[run][route]
+        except KeyError:
+            return self._batches.setdefault(run, {}).setdefault(route, Result())
 
     def close(self, table: str, partition: Partition, topics: Topics, timestamp: int) -> tuple[Changes, list[Output]]:
         """State and records. `timestamp` (epoch ms) of the chunk says which hour it is."""

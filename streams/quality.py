@@ -12,6 +12,7 @@ from streams.engine.stage import Record
 from streams.publish import last_of, read_all
 from streams.topics import Topics
 
+HOUR_MS = 3_600_000
 HOURS = 168
 """Of live events that are kept."""
 MOST_CAUSES = 100

@@ -58,6 +58,11 @@ class Leaf:
         return self.source, *self.instead
 
     @property
+    def last(self) -> Transform | None:
+        """What is done last; that a text is text is no change."""
+        return next((step.run for step in reversed(self.steps) if step.name != "type text"), None)
+
+    @property
     def gives(self) -> MapType | None:
         """Type of what it writes, as far as the map alone tells."""
         return self.type or next((step.gives for step in reversed(self.steps) if step.gives), None)
@@ -89,6 +94,13 @@ class Map:
         mails = {leaf.target[0] for leaf in top if leaf.target == ("email",) or any(step.run is mail for step in leaf.steps)}
         whole = {leaf.target[0] for leaf in top if leaf.gives == "integer"}
         return {name: "mail" if name in mails else "integer" if name in whole else kind for name, kind in self.columns(sobjects).items()}
+
+    def done(self) -> dict[str, Transform]:
+        """By top-level field what is done last to every value of it, where that is one thing."""
+        found: dict[str, set[Transform | None]] = {}
+        for leaf in self.leaves:
+            found.setdefault(leaf.target[0], set()).add(None if len(leaf.target) > 1 or leaf.default is not None else leaf.last)
+        return {name: last for name, (last, *others) in found.items() if last is not None and not others}
 
     def _type(self, leaf: Leaf, sobjects: tuple[str, ...]) -> ColumnType:
         if len(leaf.target) > 1:
@@ -123,33 +135,31 @@ class CompiledMap:
     def apply(self, values: Mapping[str, Any]) -> Body:
         """The mapped body of a merged record. Raises PermanentError naming the field whose value does not fit."""
         body: Body = {}
-        for source, parents, name, transform in self.leaves:
-            value = values.get(source, _MISSING)
-            if value is _MISSING:
-                continue
-            if transform is not None and value is not None:
-                try:
+        source = ""
+        try:
+            for source, parents, name, transform in self.leaves:
+                value = values.get(source, _MISSING)
+                if value is _MISSING:
+                    continue
+                if transform is not None and value is not None:
                     value = transform(value)
-                except ValueError as error:
-                    raise self._misfit(source, error) from None
-            into = body
-            for parent in parents:
-                into = into.setdefault(parent, {})
-            into[name] = value
-        for source, parents, name, read in self.others:
-            try:
+                (_inside(body, parents) if parents else body)[name] = value
+            for source, parents, name, read in self.others:  # noqa: B007 - the message names it
                 value = read(values)
-            except ValueError as error:
-                raise self._misfit(source, error) from None
-            if value is not _MISSING:
-                into = body
-                for parent in parents:
-                    into = into.setdefault(parent, {})
-                into[name] = value
+                if value is not _MISSING:
+                    (_inside(body, parents) if parents else body)[name] = value
+        except ValueError as error:
+            raise self._misfit(source, error) from None
         return body
 
     def _misfit(self, source: str, error: ValueError) -> PermanentError:
         return PermanentError(f"field {source} cannot be mapped by {self.name}: {error}", field=source)
+
+
+def _inside(body: Body, parents: tuple[str, ...]) -> Body:
+    for parent in parents:
+        body = body.setdefault(parent, {})
+    return body
 
 
 def compile_map(found: Map, sobject: str, others: Iterable[str] = ()) -> CompiledMap:

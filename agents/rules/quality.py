@@ -6,11 +6,15 @@ looks at several records (duplicates.py) and so at those alone that passed here:
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from agents.rules.transforms import Transform, boolean, day, integer, kind, mail, moment, number, text
 from models.errors import PermanentError
 from models.write import Body
+
+Path = tuple[str, ...]
+"""Into a body, step by step."""
 
 
 class Fault(NamedTuple):
@@ -24,7 +28,7 @@ class Fault(NamedTuple):
         return f"{self.field}: {self.rule}, found {self.found}"
 
 
-UNTOLD = Fault("-", "rule", "-")
+UNTOLD = (Fault("-", "rule", "-"),)
 """Of what is no fault of the record but of a rule."""
 
 
@@ -38,19 +42,23 @@ class QualityError(PermanentError):
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """A check of the stage `required`: all fields of one of the alternatives are filled. `field` is the one that is told."""
+    """A check of the stage `required`: all paths of one of the alternatives are filled. `field` is the one that is told."""
 
     field: str
     rule: str
-    any_of: tuple[tuple[str, ...], ...]
+    any_of: tuple[tuple[Path, ...], ...]
 
 
 def need(*names: str) -> tuple[Need, ...]:
-    """Each of these fields is filled."""
-    return tuple(Need(name, "required", ((name,),)) for name in names)
+    """Each of these top-level fields is filled."""
+    return tuple(_path((name,)) for name in names)
 
 
-_PERSON = Need("email", "email required, or firstName and lastName", (("email",), ("firstName", "lastName")))
+def _path(path: Path) -> Need:
+    return Need(".".join(path), "required", ((path,),))
+
+
+_PERSON = Need("email", "email required, or firstName and lastName", ((("email",),), (("firstName",), ("lastName",))))
 REQUIRED: dict[str, tuple[Need, ...]] = {
     "person": (*need("externalId"), _PERSON),
     "account": need("externalId", "name"),
@@ -62,7 +70,7 @@ REQUIRED: dict[str, tuple[Need, ...]] = {
 
 
 def _words(value: Any) -> Any:
-    if isinstance(value, dict | list):
+    if isinstance(value, (dict, list)):
         raise ValueError(f"{kind(value)} is not text")
     return text(value)
 
@@ -87,22 +95,35 @@ TYPES: dict[str, Transform] = {
 """Checks of the stage `types`, by the type that a field of the map has: each gives the value as that type, or raises ValueError."""
 
 
+_NULL = type(None)
+_SURE: dict[str, tuple[type, ...]] = {"number": (int, float), "integer": (int,), "boolean": (bool,)}
+_SURE_AFTER: dict[tuple[str, Transform], tuple[type, ...]] = {
+    ("text", text): (str, int, float, bool),
+    ("text", mail): (str,),
+    ("mail", mail): (str,),
+    ("number", number): (str,),
+    ("date", day): (str,),
+    ("datetime", moment): (str,),
+}
+"""By type, and by what a map did last to a value: classes of values that the check would leave as they are."""
+
+
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """The checks of one way, compiled once: `required`, and by top-level field its type."""
+    """The checks of one way, compiled once: `required`, and by top-level field its type, its check, and values that need none."""
 
     required: tuple[Need, ...] = ()
-    types: tuple[tuple[str, str, Transform], ...] = ()
+    types: tuple[tuple[str, str, Transform, frozenset[type]], ...] = ()
 
     def check(self, body: Body, record_id: str, what: str = "record") -> None:
         """Convert `body` in place. Raises QualityError with every fault."""
         faults: list[Fault] = []
         for one in self.required:
             if not _filled(body, one.any_of):
-                found = ", ".join(dict.fromkeys(kind(body.get(name)) for names in one.any_of for name in names))
+                found = ", ".join(dict.fromkeys(kind(_at(body, path)) for paths in one.any_of for path in paths))
                 faults.append(Fault(one.field, one.rule, found))
-        for name, rule, codec in self.types:
-            if (value := body.get(name)) is None:
+        for name, rule, codec, sure in self.types:
+            if (value := body.get(name)).__class__ in sure:
                 continue
             try:
                 body[name] = codec(value)
@@ -113,15 +134,27 @@ class Gate:
             raise QualityError(f"{what} {record_id} fails quality: {told}; fill it in the source or change the map", tuple(faults))
 
 
-def gate(stages: Iterable[str], entity: str | None, types: Mapping[str, str], required: Iterable[str] = ()) -> Gate:
+def gate(
+    stages: Iterable[str],
+    entity: str | None,
+    types: Mapping[str, str],
+    required: Iterable[Path] = (),
+    done: Mapping[str, Transform] = MappingProxyType({}),
+) -> Gate:
     """The checks of these stages.
 
-    types      by top-level field its type, a key of TYPES; `required`: fields that the map itself demands, whatever the stages
+    types      by top-level field its type, a key of TYPES
+    required   what the map itself demands, whatever the stages
+    done       by top-level field what the map did last to every value of it
     """
     named = set(stages)
-    needs = (*(REQUIRED.get(entity or "", ()) if "required" in named else ()), *need(*required))
-    typed = tuple((name, rule, TYPES[rule]) for name, rule in types.items()) if "types" in named else ()
+    needs = (*(REQUIRED.get(entity or "", ()) if "required" in named else ()), *map(_path, required))
+    typed = tuple((name, rule, TYPES[rule], _sure(rule, done.get(name))) for name, rule in types.items()) if "types" in named else ()
     return Gate(tuple(dict.fromkeys(needs)), typed)
+
+
+def _sure(rule: str, done: Transform | None) -> frozenset[type]:
+    return frozenset((_NULL, *_SURE.get(rule, ()), *(_SURE_AFTER.get((rule, done), ()) if done else ())))
 
 
 def faults_of(error: BaseException | None) -> tuple[Fault, ...]:
@@ -131,20 +164,20 @@ def faults_of(error: BaseException | None) -> tuple[Fault, ...]:
     return (Fault(getattr(error, "field", None) or "-", "map", "-"),)
 
 
-def _all(body: Body, names: tuple[str, ...]) -> bool:
-    """Whether each is filled."""
-    for name in names:
-        value: Any = body
-        for step in name.split(".") if "." in name else (name,):
-            value = value.get(step) if isinstance(value, dict) else None
-        if value is None or (isinstance(value, str) and text(value) is None):
-            return False
-    return True
+def _at(body: Body, path: Path) -> Any:
+    value: Any = body
+    for step in path:
+        value = value.get(step) if isinstance(value, dict) else None
+    return value
 
 
-def _filled(body: Body, any_of: tuple[tuple[str, ...], ...]) -> bool:
-    """Whether each field of one of the alternatives is."""
-    for names in any_of:  # noqa: SIM110 - a generator would cost as much again
-        if _all(body, names):
+def _filled(body: Body, any_of: tuple[tuple[Path, ...], ...]) -> bool:
+    """Whether each path of one of the alternatives is."""
+    for paths in any_of:
+        for path in paths:
+            value = _at(body, path)
+            if value is None or (isinstance(value, str) and text(value) is None):
+                break
+        else:
             return True
     return False

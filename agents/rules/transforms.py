@@ -65,7 +65,7 @@ def number(value: Any, decimal: str | None = None) -> Any:
     """
     if isinstance(value, bool):
         raise ValueError("boolean is not a number")
-    if isinstance(value, int | float):
+    if isinstance(value, (int, float)):
         return value
     if not isinstance(value, str):
         raise ValueError(f"{kind(value)} is not a number")
@@ -180,7 +180,7 @@ def kind(value: Any) -> str:
         return "text" if value.strip(_SPACE) else "blank text"
     if isinstance(value, bool):
         return "boolean"
-    if isinstance(value, int | float):
+    if isinstance(value, (int, float)):
         return "number"
     return "list" if isinstance(value, list) else "object"
 

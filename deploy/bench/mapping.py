@@ -44,7 +44,7 @@ def mapping() -> dict[str, Any]:
     if found is None or problems:
         raise SettingsError("\n".join(map(str, problems)))
     compiled, raw = compile_map(found, "Contact"), orjson.dumps(RECORD)
-    gates = gate(("required", "types"), "person", found.types(("Contact",)), map(".".join, compiled.required))
+    gates = gate(("required", "types"), "person", found.types(("Contact",)), compiled.required, found.done())
     values = values_of(RECORD, compiled.fields)
     shapes, parses, ratios = [], [], []
     for _ in range(ROUNDS):

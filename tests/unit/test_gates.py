@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from agents.gates import HOUR_MS, Watch
+from agents.gates import Watch
 from models.flow import Gates
 from models.write import Write
 from streams.pauses import parse_pause
+from streams.quality import HOUR_MS
 from tests.support.flows import CONTACTS, flow, maps
 from tests.support.memory import table
 from tests.support.pipeline import TOPICS, Pipeline
