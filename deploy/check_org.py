@@ -113,7 +113,7 @@ class Org:
         head, _, rest = path.partition(".")
         for field in described.get("fields", ()) if described else ():
             if not rest and field["name"] == path:
-                return field  # type: ignore[no-any-return]
+                return dict(field)
             if rest and field.get("relationshipName") == head:
                 for parent in field.get("referenceTo") or ():
                     if (deeper := await self._field(parent, rest)) is not None:

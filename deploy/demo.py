@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,28 @@ from deploy.latency import TABLES, Latency
 from deploy.local.process import LocalServiceError
 from deploy.local.services import exit_on_sigterm
 from deploy.oracle import Verdict, compare
-from deploy.rig import Rig
+from deploy.rig import FLOW, Rig
 from deploy.sandbox.client import SandboxError
 
 RECORDS, RATE, HOOKS = 300, 5.0, 3
 SETTLE_SECONDS = 60.0
 
 
+Say = Callable[[str], None]
+
+
 def run_demo(seconds: float | None, as_json: bool) -> int:
     """Show it until Ctrl-C, or for `seconds` and then compare: exit code 0 only when both ends are equal."""
+
+    def show(rig: Rig, console: Console, begun: float, say: Say) -> int:
+        rig.start()
+        return _show(rig, seconds, as_json, console, begun, say)
+
+    return on_a_rig(as_json, FLOW, show)
+
+
+def on_a_rig(as_json: bool, flow: Path, show: Callable[[Rig, Console, float, Say], int]) -> int:
+    """The exit code of `show`, which gets a rig of the flow, where to print, since when (monotonic), and how to say what goes on."""
     exit_on_sigterm()
     console = Console(stderr=as_json)
     begun = time.monotonic()
@@ -46,9 +60,8 @@ def run_demo(seconds: float | None, as_json: bool) -> int:
 
     folder = Path(tempfile.mkdtemp(prefix="demo-", dir=base_folder()))
     try:
-        with Rig(folder, records=RECORDS, progress=say) as rig:
-            rig.start()
-            return _show(rig, seconds, as_json, console, begun, say)
+        with Rig(folder, records=RECORDS, flow=flow, progress=say) as rig:
+            return show(rig, console, begun, say)
     except KeyboardInterrupt:
         console.print("stopped")
         return 0
@@ -59,7 +72,7 @@ def run_demo(seconds: float | None, as_json: bool) -> int:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _show(rig: Rig, seconds: float | None, as_json: bool, console: Console, begun: float, say: Any) -> int:
+def _show(rig: Rig, seconds: float | None, as_json: bool, console: Console, begun: float, say: Say) -> int:
     with rig.database() as database:
         rig.await_("the first row", lambda: count_rows(database, "person") > 0)
         first_row = time.monotonic() - begun

@@ -4,9 +4,7 @@ As in demo.py, everything is done from outside, as a user would; what must come 
 """
 
 import json
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,18 +14,13 @@ from typing import Any
 from psycopg import sql
 from rich.console import Console
 
-from deploy.demo import base_folder
-from deploy.local.process import LocalServiceError
-from deploy.local.services import exit_on_sigterm
+from deploy.demo import RATE, Say, on_a_rig
 from deploy.oracle import Verdict
 from deploy.oracle_flows import compare_iterable, compare_tables
 from deploy.rig import FLOW, Rig
-from deploy.sandbox.client import SandboxError
 
-RECORDS, RATE = 300, 5.0
 SETTLE_SECONDS = 90.0
 STATISTICS = ("inputCount", "passedCount", "failedCount", "duplicatesRemoved")
-Say = Callable[[str], None]
 Change = dict[str, Any]
 
 
@@ -42,28 +35,14 @@ class Scene:
 
 def run_flow(name: str, seconds: float | None, as_json: bool) -> int:
     """Show the flow for `seconds` (None: 30) and compare: exit code 0 only when both ends are equal."""
-    exit_on_sigterm()
-    console = Console(stderr=as_json)
-    begun = time.monotonic()
-
-    def say(text: str) -> None:
-        console.print(f"[dim]{time.monotonic() - begun:5.1f} s[/dim]  {text}", highlight=False)
-
     scene = SCENES[name]
-    folder = Path(tempfile.mkdtemp(prefix="demo-", dir=base_folder()))
-    try:
-        with Rig(folder, records=RECORDS, flow=scene.flow, progress=say) as rig:
-            rig.start(roles=("worker", "subscribe"))
-            say(f"[bold]{name}[/bold] runs; the flow: {scene.flow}   Salesforce: {rig.salesforce}   Iterable: {rig.iterable}")
-            return _show(rig, scene, seconds or 30.0, say, as_json, console)
-    except KeyboardInterrupt:
-        console.print("stopped")
-        return 0
-    except (LocalServiceError, SandboxError) as error:
-        console.print(f"[red]error[/red]: {error}", highlight=False)
-        return 1
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+
+    def show(rig: Rig, console: Console, _begun: float, say: Say) -> int:
+        rig.start(roles=("worker", "subscribe"))
+        say(f"[bold]{name}[/bold] runs; the flow: {scene.flow}   Salesforce: {rig.salesforce}   Iterable: {rig.iterable}")
+        return _show(rig, scene, seconds or 30.0, say, as_json, console)
+
+    return on_a_rig(as_json, scene.flow, show)
 
 
 def _show(rig: Rig, scene: Scene, seconds: float, say: Say, as_json: bool, console: Console) -> int:

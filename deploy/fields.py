@@ -15,13 +15,11 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
-from deploy.context import choose_connection, read_all
+from deploy.context import choose_connection, read_all, rest_of
 from models.errors import PermanentError, SettingsError
 from models.flow import Flow, Salesforce
 from models.settings import Settings
-from streams.salesforce.auth import Login
-from streams.salesforce.rest import Rest, check_name
-from streams.salesforce.tokens import Vault
+from streams.salesforce.rest import check_name
 
 KEPT_SECONDS = 3600.0
 COMPOUND = frozenset({"address", "location"})
@@ -96,7 +94,7 @@ async def describe(settings: Settings, flow: Flow, connection: str, sobject: str
     kept = settings.state / "describes" / f"{connection}.{sobject}.json"
     if not refresh and (found := _kept(kept, config.url)) is not None:
         return found
-    rest = Rest(connection, config, Login(connection, config, flow.folder, vault=Vault.of(settings)))
+    rest = rest_of(settings, flow, connection)
     try:
         told = await rest.describe(sobject)
     except PermanentError as error:

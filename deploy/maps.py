@@ -16,15 +16,12 @@ from agents.map_versions import activate_file
 from agents.rules.explain import Told, body_of, explain, sobject_of, values_of
 from agents.rules.mapping import BUILT_IN, Map, compile_map
 from agents.targets import find_target
-from deploy.context import choose_route, read_all
+from deploy.context import choose_connection, choose_route, read_all, rest_of
 from deploy.looks import printable
 from models.errors import SettingsError
-from models.flow import Flow, Salesforce
+from models.flow import Flow
 from models.settings import Settings
 from streams.log import set_up_logging
-from streams.salesforce.auth import Login
-from streams.salesforce.rest import Rest
-from streams.salesforce.tokens import Vault
 from streams.yaml_lines import did_you_mean
 
 MOST_BYTES = 10_000_000
@@ -61,7 +58,7 @@ def draft_map(flow_path: Path | None, source: str, target: str, out: Path | None
     if target not in flow.targets:
         raise SettingsError(f"there is no target {target!r}: {did_you_mean(target, flow.targets)}")
     connection, slash, sobject = source.partition("/")
-    _salesforce(flow, connection)
+    choose_connection(flow, connection)
     if not slash or not sobject:
         raise SettingsError(f"{source!r} is no source: write for example {connection}/Contact")
     described = asyncio.run(_describe(settings, flow, connection, sobject))
@@ -107,18 +104,11 @@ def _sample(path: Path) -> dict[str, Any]:
     return found
 
 
-def _salesforce(flow: Flow, name: str) -> Salesforce:
-    known = {key: part for key, part in flow.connections.items() if isinstance(part, Salesforce)}
-    if name not in known:
-        raise SettingsError(f"there is no Salesforce connection {name!r}: {did_you_mean(name, known, 'add one below connections:')}")
-    return known[name]
-
-
 def _source(flow: Flow, name: str, record: str, source: str | None) -> tuple[str, str]:
     """Where the record is read: --from, else what a route with this map reads and the id fits."""
     if source is not None:
         connection, _, sobject = source.partition("/")
-        _salesforce(flow, connection)
+        choose_connection(flow, connection)
         return connection, sobject
     wanted = Path(name).resolve()
     routes = [route for route in flow.routes.values() if route.map == name or (Path(flow.folder) / route.map).resolve() == wanted]
@@ -128,13 +118,13 @@ def _source(flow: Flow, name: str, record: str, source: str | None) -> tuple[str
         which = f"one of {', '.join(chosen)}" if chosen else "no route of the flow uses this map"
         raise SettingsError(f"where is {record} read? Say --from, such as --from acme/Contact ({which})")
     connection, _, sobject = chosen[0].partition("/")
-    _salesforce(flow, connection)
+    choose_connection(flow, connection)
     return connection, sobject
 
 
 async def _fetch(settings: Settings, flow: Flow, connection: str, sobject: str, found: Map, record: str) -> dict[str, Any]:
     fields = ("Id", *(path for path in compile_map(found, sobject, ("Contact", "Lead")).fields if path != "Id"))
-    rest = _rest(settings, flow, connection)
+    rest = rest_of(settings, flow, connection)
     try:
         rows = (await rest.by_ids(sobject, fields, [record], "try")).rows
     except ValueError as error:
@@ -147,16 +137,11 @@ async def _fetch(settings: Settings, flow: Flow, connection: str, sobject: str, 
 
 
 async def _describe(settings: Settings, flow: Flow, connection: str, sobject: str) -> dict[str, Any]:
-    rest = _rest(settings, flow, connection)
+    rest = rest_of(settings, flow, connection)
     try:
         return await rest.describe(sobject)
     finally:
         await rest.close()
-
-
-def _rest(settings: Settings, flow: Flow, name: str) -> Rest:
-    connection = _salesforce(flow, name)
-    return Rest(name, connection, Login(name, connection, flow.folder, vault=Vault.of(settings)))
 
 
 def _table(told: list[Told]) -> Table:

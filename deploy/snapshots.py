@@ -9,20 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deploy.context import choose_connection, choose_source, read_all
+from deploy.context import choose_connection, choose_source, read_all, rest_of
 from deploy.runs import STOPPED_EARLY, Show, answer, run_with_bar
 from models.errors import PermanentError, SettingsError
-from models.flow import Flow, Salesforce
+from models.flow import Flow
 from models.settings import Settings
 from streams.log import set_up_logging
-from streams.salesforce.auth import Login
 from streams.salesforce.conditions import check_condition
 from streams.salesforce.keeper import others
 from streams.salesforce.parents import order_of
-from streams.salesforce.rest import Rest
 from streams.salesforce.runs import Run, Want, Way, ask, group_runs, snapshot_runs
 from streams.salesforce.snapshot import run_snapshot
-from streams.salesforce.tokens import Vault
 from streams.topics import Topics, ensure
 
 OBEY_SECONDS = 20.0
@@ -136,9 +133,7 @@ async def _in_order(settings: Settings, flow: Flow, sources: Sequence[str]) -> l
     """Parents before children, connection by connection."""
     ordered: list[str] = []
     for connection in dict.fromkeys(source.partition("/")[0] for source in sources):
-        config = flow.connections[connection]
-        assert isinstance(config, Salesforce)  # noqa: S101 - `sources_of` chose it
-        rest = Rest(connection, config, Login(connection, config, flow.folder, vault=Vault.of(settings)))
+        rest = rest_of(settings, flow, connection)
         sobjects = [source.partition("/")[2] for source in sources if source.startswith(f"{connection}/")]
         ordered += [f"{connection}/{sobject}" for sobject in await order_of(rest, sobjects)]
     return ordered

@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar, TypeVarTuple
 
 import structlog
 from aiokafka import TopicPartition
@@ -28,6 +29,8 @@ from streams.topics import Topics
 
 RETRY_SECONDS = 0.5
 log = structlog.get_logger()
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 @dataclass(slots=True)
@@ -249,19 +252,18 @@ class _Readable:
         self._table, self._store = table, store
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        try:
-            return self._store.get_many(keys)
-        except Exception as error:
-            raise self._unreadable(error) from error
+        return self._read(self._store.get_many, keys)
 
     def page(self, prefix: bytes, after: bytes, most: int) -> list[tuple[bytes, bytes]]:
-        try:
-            return self._store.page(prefix, after, most)
-        except Exception as error:
-            raise self._unreadable(error) from error
+        return self._read(self._store.page, prefix, after, most)
 
-    def _unreadable(self, error: Exception) -> FatalError:
-        return FatalError(f"table {self._table} cannot be read ({type(error).__name__}): look at the disk of the state folder")
+    def _read(self, read: Callable[[*Ts], T], *args: *Ts) -> T:
+        try:
+            return read(*args)
+        except Exception as error:
+            raise FatalError(
+                f"table {self._table} cannot be read ({type(error).__name__}): look at the disk of the state folder"
+            ) from error
 
 
 def _last(changes: Changes) -> Changes:
