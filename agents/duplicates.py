@@ -87,10 +87,13 @@ class _Chunk:
         return raw
 
     def _count(self, write: WireWrite, decided: Decided) -> None:
+        """One record came, and where another one shares its address one is removed: this one, or the one that stood until now."""
         result = self.tally.of(write.run, write.route)
+        won = decided.winner == write.source and not decided.stale
+        held = decided.before if won else write.source
         result.came += 1
-        if decided.winner == write.source and not decided.stale:
+        if held is None or (won and held == write.source):
             result.passed += 1
         else:
             result.removed += 1
-            result.held.append((write.source, decided.winner or write.source))
+            result.held.append((held, decided.winner or held))

@@ -76,12 +76,14 @@ class Decided:
     stale    a later revision of this record is known here
     again    it was seen before: everything is said once more
     winner   source of who stands for the group now; None: nobody
+    before   who stood until now
     """
 
     said: list[tuple[bytes, bytes]]
     stale: bool
     again: bool
     winner: str | None
+    before: str | None
 
 
 def decide(group: Group, write: WireWrite, lane: str, offset: int, stored: Callable[[str], bytes]) -> Decided:
@@ -112,7 +114,7 @@ def decide(group: Group, write: WireWrite, lane: str, offset: int, stored: Calla
         for source in sorted(told, key=lambda source: source == after)
         if group.members[source].speaks
     ]
-    return Decided(said, stale, again, after)
+    return Decided(said, stale, again, after, before)
 
 
 def _said(raw: bytes, election: int, winner: bytes | None, *, own: bool) -> tuple[bytes, bytes]:

@@ -174,8 +174,10 @@ async def test_results_count_every_join_once_and_name_who_stands() -> None:
     await desk.tell(write("A", 1, committed=1), write("B", 1, committed=2), write("C", 1, committed=1), write("B", 2, op=Op.RELEASE))
     [batch] = batches_of(desk.results)
     total, chunk = batch.routes["people"], batch.chunk["people"]
-    assert (total.came, total.passed, total.failed, total.removed) == (3, 2, 0, 1)
-    assert chunk.held == [("acme/Contact/C", "acme/Contact/B")]
+    assert (total.came, total.passed, total.failed, total.removed) == (3, 1, 0, 2)
+    assert chunk.held == [("acme/Contact/A", "acme/Contact/B"), ("acme/Contact/C", "acme/Contact/B")]
+    await desk.tell(write("C", 2, committed=9), write("C", 3, committed=10))
+    assert [b.chunk["people"].held for b in batches_of(desk.results)] == [[("acme/Contact/A", "acme/Contact/C")]]
 
 
 @pytest.mark.parametrize(
