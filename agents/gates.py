@@ -2,8 +2,9 @@
 
 What a worker saw within an hour is compared with the route's `gates:`, its partitions' share of them. The chunk that passes one is done
 again with the route parked, and its transaction holds the pause: nothing of it reaches the target. From then on it is a pause like any
-other (agents/holds.py): `headrace status` says why, `headrace resume` lets the records through as they are by then, mended or meant.
-Other routes go on. Counts live in the process: one that starts anew begins at nothing.
+other (agents/holds.py): `headrace status` says why, `headrace resume` lets the records through as they are by then, mended or meant, and
+`headrace refuse` drops those of the swarm, which are parked with their marks. Other routes go on. Counts live in the process: one that
+starts anew begins at nothing.
 """
 
 import math
@@ -15,10 +16,10 @@ from dataclasses import dataclass, field
 import structlog
 
 from agents.rules.merge import RecordState
-from agents.rules.ways import Way
+from agents.rules.ways import Way, leaves
 from models.flow import Flow, Gates
 from streams.engine.stage import Partition, Result
-from streams.pauses import Pause
+from streams.pauses import CAME, DELETE, NULL, Pause
 from streams.quality import HOUR_MS
 from streams.topics import Topics
 
@@ -29,9 +30,8 @@ BEFORE_SEEN_SECONDS = 30.0
 """So long a route is taken for paused whose pause this process has written and not yet read."""
 USUAL_HOURS, USUAL_LEAST = 24, 100
 """A spike is measured by the busiest of so many hours before, if that had so many records."""
-DELETE, NULL, CAME = "delete", "null", "came"
-Swarm = Counter[tuple[str, str, str]]
-"""By route, kind and field ("" but for NULL)."""
+Swarm = Counter[tuple[str, str]]
+"""By route and mark."""
 
 
 async def none_held(_routes: Collection[str], _partition: Partition) -> frozenset[str]:
@@ -39,24 +39,29 @@ async def none_held(_routes: Collection[str], _partition: Partition) -> frozense
     return frozenset()
 
 
-def see(seen: Swarm, way: Way, state: RecordState, changed: Collection[str]) -> None:
-    """Count a record that is about to be emitted to a route with gates: before the emission, after the merge."""
-    seen[way.route, CAME, ""] += 1
+def marks(way: Way, state: RecordState, changed: Collection[str]) -> list[str]:
+    """As what a record counts that is about to be emitted to a route with gates: before the emission, after the merge."""
     keys = state.keys.get(way.route)
     if keys is None or keys.last is None:
-        return  # the target holds nothing of it that could be lost
-    if state.deleted or (way.where is not None and not way.where(state.values)):
-        seen[way.route, DELETE, ""] += 1
-    else:
-        seen.update((way.route, NULL, path) for path in changed if path in way.fields and state.values.get(path, "") is None)
+        return [CAME]  # the target holds nothing of it that could be lost
+    if leaves(way, state):
+        return [CAME, DELETE]
+    return [CAME, *(NULL + path for path in changed if path in way.fields and state.values.get(path, "") is None)]
+
+
+def still(mark: str, way: Way, state: RecordState) -> bool:
+    """Whether a record that counted so would do so again, as it is now."""
+    if mark == CAME or leaves(way, state):
+        return mark in (CAME, DELETE)
+    return mark.startswith(NULL) and state.values.get(mark.removeprefix(NULL), "") is None
 
 
 @dataclass(slots=True)
 class _Route:
-    """What was seen of a route: in this hour by kind and field, and records by hour before."""
+    """What was seen of a route: in this hour by mark, and records by hour before."""
 
     hour: int = 0
-    now: Counter[tuple[str, str]] = field(default_factory=Counter)
+    now: Counter[str] = field(default_factory=Counter)
     usual: dict[int, int] = field(default_factory=dict)
     spared: int = -1  # the hour in which a spike was let through
     paused: bool = False
@@ -82,45 +87,47 @@ class Watch:
         self._written = {name: until for name, until in self._written.items() if until > time.monotonic()}
         return held | self._written.keys()
 
-    def passed(self, seen: Swarm, share: float, at: int) -> dict[str, str]:
-        """By route why it must be paused, after a chunk of epoch ms `at` made this of its records."""
+    def passed(self, seen: Swarm, share: float, at: int) -> dict[str, tuple[str, str]]:
+        """By route the mark that passes its gate, and why it must be paused, after a chunk of epoch ms `at` made this of its records."""
         why = {}
-        for name in {name for name, *_ in seen}:
+        for name in {name for name, _ in seen}:
             route = self._routes[name]
             if (hour := at // HOUR_MS) > route.hour:
-                route.usual[route.hour] = route.now[CAME, ""]
+                route.usual[route.hour] = route.now[CAME]
                 route.usual = {one: count for one, count in route.usual.items() if one >= hour - USUAL_HOURS}
                 route.hour = hour
                 route.now.clear()
-            for (of, kind, path), count in seen.items():
+            for (of, mark), count in seen.items():
                 if of == name:
-                    route.now[kind, path] += count
-            if said := _passes(self.gates[name], route, share):
-                why[name] = said
+                    route.now[mark] += count
+            if passed := _passes(self.gates[name], route, share):
+                why[name] = passed
         return why
 
-    def hold(self, result: Result, why: Mapping[str, str]) -> Result:
+    def hold(self, result: Result, why: Mapping[str, tuple[str, str]]) -> Result:
         """The result with the pauses."""
         now = int(time.time() * 1000)
-        for name, said in why.items():
+        pauses = []
+        for name, (mark, said) in why.items():
             self._written[name] = time.monotonic() + BEFORE_SEEN_SECONDS
-            log.error("a gate holds a route", alert=True, route=name, why=said, do=f"look, then headrace resume {name}")
-        pauses = [Pause("route", name, now, said).output(self._topics) for name, said in why.items()]
+            do = f"look; where it was meant headrace resume {name}, else headrace refuse {name}"
+            log.error("a gate holds a route", alert=True, route=name, why=said, do=do)
+            pauses.append(Pause("route", name, now, f"gate: {said}; was that meant? resume or refuse it", mark).output(self._topics))
         return Result([*result.outputs, *pauses], result.state)
 
 
-def _passes(gates: Gates, route: _Route, share: float) -> str:
-    """Which gate is passed, "" for none."""
-    if gates.delete is not None and (count := route.now[DELETE, ""]) > _part(gates.delete, share):
-        return f"gate: {count} records left it within an hour (gates: delete: {gates.delete}); was that meant?"
+def _passes(gates: Gates, route: _Route, share: float) -> tuple[str, str] | None:
+    """Mark and words of the gate that is passed."""
+    if gates.delete is not None and (count := route.now[DELETE]) > _part(gates.delete, share):
+        return DELETE, f"{count} records left it within an hour (gates: delete: {gates.delete})"
     if gates.null is not None:
-        for (kind, path), count in route.now.items():
-            if kind == NULL and count > _part(gates.null, share):
-                return f"gate: {path} became empty in {count} records within an hour (gates: null: {gates.null}); was that meant?"
-    usual, came = max(route.usual.values(), default=0), route.now[CAME, ""]
+        for mark, count in route.now.items():
+            if mark.startswith(NULL) and count > _part(gates.null, share):
+                return mark, f"{mark.removeprefix(NULL)} became empty in {count} records within an hour (gates: null: {gates.null})"
+    usual, came = max(route.usual.values(), default=0), route.now[CAME]
     if gates.spike is not None and usual >= USUAL_LEAST and came > gates.spike * usual and route.spared != route.hour:
-        return f"gate: {came} records within an hour, {usual} in the busiest one of a day (gates: spike: {gates.spike:g}); was that meant?"
-    return ""
+        return CAME, f"{came} records within an hour, {usual} in the busiest one of a day (gates: spike: {gates.spike:g})"
+    return None
 
 
 def _part(limit: int, share: float) -> int:

@@ -1,11 +1,12 @@
 """Records that a paused route has not told of: their keys stand in the table `records`, beside the records and in their transactions.
 
 What a key stands for is only that the route must emit the record as it is by then. A key too many costs one write; none is ever missing.
+Its value are the marks by which a gate counts the record (agents/gates.py), for those who refuse what a gate held.
 """
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Mapping
 
 import orjson
 
@@ -28,13 +29,20 @@ def parked_of(route: str, key: bytes) -> tuple[str, str]:
     return source, id
 
 
-def park(partition: Partition, topics: Topics, source: str, records: Iterable[tuple[str, str]]) -> tuple[Changes, list[Output]]:
-    """What keeps that these (route, record id) are not told yet, and tells how many each route has."""
-    keys = {prefix(route) + f"{source}|{id}".encode(): route for route, id in records}
-    found = partition.store(RECORDS).get_many(list(keys))
-    fresh = [key for key, raw in zip(keys, found, strict=True) if raw is None]
-    changes, told = counted(partition, topics, Counter(keys[key] for key in fresh))
-    return [*((key, b"1") for key in fresh), *changes], told
+def marks_of(value: bytes | None) -> set[str]:
+    """Of a value of the table."""
+    return set((value or b"1").decode().split("\n")[1:])
+
+
+def park(
+    partition: Partition, topics: Topics, source: str, records: Mapping[tuple[str, str], Collection[str]]
+) -> tuple[Changes, list[Output]]:
+    """What keeps that these (route, record id) are not told yet, with their marks, and tells how many each route has."""
+    keys = {prefix(route) + f"{source}|{id}".encode(): (route, set(marks)) for (route, id), marks in records.items()}
+    found = dict(zip(keys, partition.store(RECORDS).get_many(list(keys)), strict=True))
+    changes, told = counted(partition, topics, Counter(route for key, (route, _) in keys.items() if found[key] is None))
+    values = {key: "\n".join(["1", *sorted(marks | marks_of(found[key]))]).encode() for key, (_, marks) in keys.items()}
+    return [*((key, value) for key, value in values.items() if value != found[key]), *changes], told
 
 
 def told(partition: Partition, topics: Topics, route: str, keys: Collection[bytes]) -> tuple[Changes, list[Output]]:

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from agents.applied import caught_up
 from agents.asked import Asked
 from agents.duplicates import group_key
-from agents.gates import HeldRoutes, Swarm, Watch, none_held, see
+from agents.gates import HeldRoutes, Swarm, Watch, marks, none_held
 from agents.guard import per_record
 from agents.inbox import AsLastSeen, delivery_of, read, text_of
 from agents.maps import InUse, Maps
@@ -26,6 +26,7 @@ from agents.rules.merge import Lane, RecordState, merge
 from agents.rules.message import Message
 from agents.rules.plan import Plan
 from agents.rules.quality import UNTOLD, Fault, faults_of
+from agents.rules.refused import tell
 from agents.rules.ways import Way, address_of
 from agents.rules.writes import encode_write
 from agents.states import States
@@ -71,7 +72,7 @@ def process_stage(flow: Flow, settings: Settings, maps: InUse, held: HeldRoutes 
         result = work.run()
         if work.swarm and (why := watch.passed(work.swarm, partition.share(), work.now())):
             again = Processing(chunk, partition, topics, work.maps, states)
-            again.paused = work.paused | why.keys()
+            again.gated, again.paused = watch.gated, work.paused | why.keys()
             return watch.hold(again.run(), why)
         return result
 
@@ -123,7 +124,7 @@ class Processing:
         self.outcomes: Counter[str] = Counter()
         self.emitted: Counter[tuple[str, str]] = Counter()
         self.paused: frozenset[str] = frozenset()
-        self.parked: dict[tuple[str, str], None] = {}
+        self.parked: dict[tuple[str, str], list[str]] = {}
         self.tally = Tally(STAGE, self.source)
         self.faults: tuple[Fault, ...] = ()
         self.once = Once(self.tally)
@@ -213,10 +214,11 @@ class Processing:
                     if (keys := state.keys.get(name)) and keys.left:
                         state.keys[name] = owe(keys)
             if step is EMIT and way.route in self.paused:
-                self.parked[way.route, record_id] = None
+                found = self.parked.setdefault((way.route, record_id), [])
+                found += marks(way, state, merged.changed) if way.route in self.gated else ()
             elif step is EMIT:
                 if way.route in self.gated:
-                    see(self.swarm, way, state, merged.changed)
+                    self.swarm.update((way.route, mark) for mark in marks(way, state, merged.changed))
                 self._told(record, way, envelope, record_id, self._emit, way, state, envelope, record_id, record.offset)
             elif step is QUERY:
                 told = envelope if forced(way, envelope) else None
@@ -242,6 +244,7 @@ class Processing:
         held = _Held(id, records_key(self.source, id), self.known.pop(raw, id))
         self.held[id.encode()] = held
         state, before = held.state, held.state.keys.copy()
+        tell(state, way)
         kind = Kind.HOOK if self.plan.hook else Kind.ROW
         now = int(time.time() * 1000)
         envelope = Envelope(kind=kind, reason=Reason.REFILL, received=now, run=run, route=route, position=0 if self.plan.hook else None)

@@ -1,5 +1,8 @@
 """Emits to one route what the table `records` knows: all of it for a new or emptied target, or what a pause parked. Asks nobody outside.
 
+Of the parked those that a person refused are marked so in their states and not told. A refusal stands in the table until no record is
+parked: it is about those that were parked when it came, whatever pause or refill comes between.
+
 Each partition is walked by whoever owns it, in the stage that owns the table: a record of the topic `refill` is one step, and its
 transaction holds what the step emits, the state, how far it came, and the record that is the next step. So a step counts once, live
 events come between two steps, and a process that ends in the middle leaves the next step in Kafka.
@@ -7,23 +10,28 @@ events come between two steps, and a process that ends in the middle leaves the 
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import msgspec
 import structlog
+from msgspec.structs import replace as replace_struct
 
+from agents.gates import still
 from agents.guard import per_record
 from agents.holds import Holds
 from agents.maps import InUse
-from agents.parked import parked_of, prefix, told
+from agents.parked import marks_of, parked_of, prefix, told
 from agents.process import STAGE, Processing
+from agents.rules.merge import RecordState
+from agents.rules.refused import refuse
 from agents.states import States
 from agents.tables import RECORDS, records_key
 from models.errors import PermanentError
 from models.settings import Settings
 from streams.engine.stage import Changes, Chunk, Output, Partition, Record, Result, Stage
 from streams.refills import Step
+from streams.refusals import Refused
 from streams.topics import Topics
 
 log = structlog.get_logger()
@@ -32,6 +40,8 @@ STEP_RECORDS = 200
 """Of one step: few enough that what is live waits for milliseconds."""
 ASIDE = "\x01refill|"
 """In the table, the step of a route that is paused: it is taken when the route goes on."""
+REFUSED = "\x01refused|"
+"""In the table, behind it route and run: a refusal that is being carried out."""
 
 
 def with_refill(stage: Stage, settings: Settings, maps: InUse, holds: Holds) -> Stage:
@@ -70,39 +80,64 @@ class Refill:
         if not known or step.route in await self._holds.routes([step.route], partition):
             if not known:
                 log.warning("a refill waits: this worker's flow has no such route", route=step.route, do="headrace resume, once it has")
-            return Result((), {RECORDS: [(aside, msgspec.json.encode(step))]} if step.run else {})
-        if parked := [key for key, _ in store.page(prefix(step.route), b"", STEP_RECORDS)]:
-            return self._tell_parked(step, parked, partition)
-        changes: Changes = []
+            kept: Changes = [(aside, msgspec.json.encode(step))] if step.run else []
+            kept += [(_place(step.refused), _of(step.refused, partition))] if step.refused else []
+            return Result((), {RECORDS: kept} if kept else {})
+        refusals = {key: msgspec.json.decode(raw, type=Refused) for key, raw in store.page(f"{REFUSED}{step.route}|".encode(), b"", 100)}
+        if step.refused is not None:
+            refusals.setdefault(_place(step.refused), replace_struct(step.refused, partition=partition.number))
+            step = replace_struct(step, refused=None)
+        if parked := store.page(prefix(step.route), b"", STEP_RECORDS):
+            return self._tell_parked(step, parked, refusals, partition)
+        changes: Changes = [(key, None) for key in refusals]
         (left,) = store.get_many([aside])
         if left is not None:
-            changes = [(aside, None)]
+            changes.append((aside, None))
             step = step if step.run else _step(left)
         if not step.run:
             return Result((), {RECORDS: changes} if changes else {})
         walked = await self._walk(step, partition)
         return Result(walked.outputs, {RECORDS: [*changes, *walked.state.get(RECORDS, ())]})
 
-    def _tell_parked(self, step: Step, keys: Sequence[bytes], partition: Partition) -> Result:
-        """What a pause kept back, then the same step again: there may be more."""
-        ids: defaultdict[str, list[str]] = defaultdict(list)
-        for key in keys:
+    def _tell_parked(
+        self, step: Step, parked: Sequence[tuple[bytes, bytes]], refusals: Mapping[bytes, Refused], partition: Partition
+    ) -> Result:
+        """What a pause kept back, but for what was refused, then the same step again: there may be more."""
+        marks: defaultdict[str, dict[str, set[str]]] = defaultdict(dict)
+        for key, value in parked:
             source, id = parked_of(step.route, key)
-            ids[source].append(id)
-        changes, outputs = told(partition, self._topics, step.route, keys)
-        for source, some in ids.items():
+            marks[source][id] = marks_of(value)
+        changes, outputs = told(partition, self._topics, step.route, [key for key, _ in parked])
+        for source, some in marks.items():
             raw = partition.store(RECORDS).get_many([records_key(source, id) for id in some])
             pairs = [(id, value) for id, value in zip(some, raw, strict=True) if value is not None]
-            result, _ = self._emit(source, pairs, step, partition)
+            dropped = dict(self._dropped(source, pairs, some, step.route, refusals.values())) if refusals else {}
+            result, _ = self._emit(source, [(id, value) for id, value in pairs if id not in dropped], step, partition)
             outputs += result.outputs
-            changes += result.state.get(RECORDS, ())
+            changes += [*result.state.get(RECORDS, ()), *((records_key(source, id), value) for id, value in dropped.items())]
+        changes += [(key, msgspec.json.encode(refused)) for key, refused in refusals.items()]
+        outputs += [refused.output(self._topics) for refused in refusals.values()]
         return Result([*outputs, step.output(self._topics, partition.number)], {RECORDS: changes})
+
+    def _dropped(
+        self, source: str, pairs: Sequence[tuple[str, bytes]], marks: Mapping[str, set[str]], route: str, refusals: Collection[Refused]
+    ) -> Iterator[tuple[str, bytes]]:
+        """Records that were refused, as their states remember it: those that count by the gate still, after all that came since."""
+        way = self._maps.now.route(route).ways.get(source)
+        for id, value in pairs if way is not None else ():
+            state = RecordState.decode(value, id)
+            for refused in refusals:
+                if way is not None and refused.gate in marks[id] and still(refused.gate, way, state):
+                    refuse(state, way)
+                    refused.dropped += 1
+                    yield id, state.encode()
+                    break
 
     async def _walk(self, step: Step, partition: Partition) -> Result:
         """The next records of the source that is being walked, or the first of the next one."""
         sources = list(self._maps.now.route(step.route).ways)
         if step.total < 0:
-            step = msgspec.structs.replace(step, total=sum([await _count(partition, source) for source in sources]))
+            step = replace_struct(step, total=sum([await _count(partition, source) for source in sources]))
         at = sources.index(step.source) if step.source in sources else 0
         source, after = sources[at], step.after if step.source in sources else ""
         head = records_key(source, "")
@@ -111,7 +146,7 @@ class Refill:
         result, lacking = self._emit(source, pairs, step, partition)
         end = len(page) < STEP_RECORDS
         done = end and at + 1 == len(sources)
-        following = msgspec.structs.replace(
+        following = replace_struct(
             step,
             source=sources[at + 1] if end and not done else source,
             after=pairs[-1][0] if pairs and not end else "",
@@ -125,6 +160,14 @@ class Refill:
     def _emit(self, source: str, pairs: Sequence[tuple[str, bytes]], step: Step, partition: Partition) -> tuple[Result, int]:
         run = step.run or f"resume-{step.route}"
         return emit_again(source, pairs, step.route, run, partition=partition, topics=self._topics, maps=self._maps, states=self._states)
+
+
+def _place(refused: Refused) -> bytes:
+    return f"{REFUSED}{refused.route}|{refused.run}".encode()
+
+
+def _of(refused: Refused, partition: Partition) -> bytes:
+    return msgspec.json.encode(replace_struct(refused, partition=partition.number))
 
 
 async def _count(partition: Partition, source: str) -> int:

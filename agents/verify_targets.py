@@ -19,6 +19,7 @@ from agents.dead_letters import list_letters
 from agents.rules.delivery import Delivered
 from agents.rules.merge import RecordState
 from agents.rules.reconcile import Compared, Difference
+from agents.rules.refused import is_refused
 from agents.rules.ways import Way
 from agents.rules.writes import encode_write, read_json
 from agents.tables import DELIVERED, delivered_key
@@ -49,6 +50,7 @@ class RouteFound(Compared):
     comparable   the target can be compared; lists: it can name what nobody speaks for
     behind       records the workers had not finished in time: then nothing is said
     held         records that cannot be mapped as they are (dead letters of the processing): the target keeps what it had of them
+    refused      records of a swarm that people refused: the target keeps what it had of them
     dead         differences that are dead letters of the writer already
     """
 
@@ -58,6 +60,7 @@ class RouteFound(Compared):
     lists: bool
     behind: int = 0
     held: int = 0
+    refused: int = 0
     dead: int = 0
 
 
@@ -70,15 +73,20 @@ class RouteCheck:
         self._prefix, self._head = delivered_key(way.target, way.object, "").decode(), f"{way.source}/"
         self._keys: dict[str, str | None] = {}  # by record id the key it should stand under, None: nowhere
         self._unfit: set[str] = set()
+        self._refused: set[str] = set()
         self._told: dict[str, str] = {}  # by record id the key it speaks for
         self._right: dict[str, int] = {}  # keys that may stand, and the hash of what they should hold; 0: not known
         self._ids: dict[str, str] = {}  # by key that differs the record to emit again; "" to release it
         self.found = RouteFound(way.route, way.target, isinstance(target, Comparing), isinstance(target, Listing))
 
     def seen(self, id: str, state: RecordState) -> None:
-        """Note where a record should stand. One that cannot be shaped (it is a dead letter) keeps what it had."""
+        """Note where a record should stand. One that cannot be shaped (it is a dead letter), or was refused, keeps what it had."""
         try:
             shaped = None
+            if is_refused(state, self._way):
+                self._refused.add(id)
+                raise PermanentError("refused")
+            self._refused.discard(id)
             if not state.deleted:
                 if not state.knows(self._way.fields):
                     raise PermanentError("incomplete")
@@ -114,7 +122,7 @@ class RouteCheck:
             found.behind = await workers_done(self._settings, self._flow)
             doubtful, strange = await self._again(doubtful, strange)
         await self._leave_dead(doubtful)
-        found.held = len(self._unfit)
+        found.held, found.refused = len(self._unfit - self._refused), len(self._refused)
         found.differences = sorted(doubtful.values(), key=lambda one: one.id)
         return found
 

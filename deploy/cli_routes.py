@@ -1,4 +1,4 @@
-"""The commands of a route's daily life, `pause`, `resume`, `refill`, `replay`, `quality`: parsed as those in cli.py, which adds them."""
+"""The commands of a route's daily life, `pause`, `resume`, `refuse`, `refill`, `replay`, `quality`: parsed as those in cli.py, which adds them."""
 
 from typing import Annotated
 
@@ -36,6 +36,24 @@ def resume(
     from deploy import holds
 
     raise typer.Exit(holds.resume(flow, name, json))
+
+
+def refuse(
+    route: Annotated[str, typer.Argument(help="The route that a gate holds.", metavar="ROUTE")],
+    because: Annotated[str, typer.Option("--because", metavar="WORDS", help="Why, for `headrace quality`.", show_default=False)] = "",
+    flow: FlowOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Drop the deletes, the emptied fields or the spike for which a gate holds a route: the target keeps what it has. The route goes on.
+
+    What else changed meanwhile is told. A dropped record is told when it changes next, whole, as it is then; all of them by
+    `headrace refill ROUTE`. `headrace quality` shows the decision. Where it was meant after all: `headrace resume ROUTE`.
+
+    Example: headrace refuse contacts --because "an import went wrong"
+    """
+    from deploy import holds
+
+    raise typer.Exit(holds.refuse(flow, route, because, json))
 
 
 def refill(

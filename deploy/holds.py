@@ -1,7 +1,9 @@
-"""`headrace pause`, `resume`, `refill`: wishes that are written into Kafka, for workers and subscribers to obey."""
+"""`headrace pause`, `resume`, `refuse`, `refill`: wishes that are written into Kafka, for workers and subscribers to obey."""
 
 import asyncio
+import time
 from pathlib import Path
+from uuid import uuid4
 
 from deploy.context import choose_route, read_all
 from deploy.runs import STOPPED_EARLY, Show, answer, run_with_bar
@@ -10,8 +12,10 @@ from models.flow import Flow, Salesforce, is_event
 from models.settings import Settings
 from streams import pauses
 from streams.log import set_up_logging
-from streams.pauses import What, named, read_pauses
-from streams.refills import Refill, lift, run_refill
+from streams.pauses import DELETE, NULL, What, named, read_pauses
+from streams.publish import read_all as read_all_of
+from streams.refills import Refill, lift, parked_of, run_refill
+from streams.refusals import Refused
 from streams.topics import Topics, ensure
 
 
@@ -67,6 +71,42 @@ def resume(flow_path: Path | None, name: str, as_json: bool) -> int:
     told = "; it tells of what changed meanwhile" if what == "route" else ""
     answer(as_json, {"what": what, "name": chosen, "was_paused": was}, f"{what} {chosen} {'goes on' if was else 'was not paused'}{told}.")
     return 0
+
+
+def refuse(flow_path: Path | None, route: str, because: str, as_json: bool) -> int:
+    """Always 0; SettingsError where no gate holds the route."""
+    settings, flow = read_all(flow_path)
+    set_up_logging(settings.log_format, level="WARNING")
+    choose_route(flow, route)
+    pauses.check_words(because)
+
+    async def main() -> tuple[Refused, int]:
+        await ensure(settings, Topics(settings.installation).all(flow, settings))
+        held = (await read_pauses(settings)).get(f"route/{route}")
+        if held is None:
+            raise SettingsError(f"route {route} is not held, so there is nothing to refuse; `headrace status` shows what is")
+        if not held.gate:
+            raise SettingsError(f"{held}. No gate holds it, so there is nothing to refuse; it goes on with: headrace resume {route}")
+        parked = parked_of(await read_all_of(settings, Topics(settings.installation).runs)).get(route, 0)
+        why = f"{held.because.partition(';')[0]}{f'; {because}' if because else ''}"
+        refused = Refused(f"refuse-{route}-{uuid4().hex[:8]}", route, held.gate, why, int(time.time() * 1000))
+        await lift(settings, "route", route, refused)
+        return refused, parked
+
+    refused, parked = asyncio.run(main())
+    facts = {"run": refused.run, "route": route, "gate": refused.gate, "waiting": parked}
+    sentence = (
+        f"route {route} goes on. Of {parked:,} records that waited, {_dropped(refused.gate)} dropped: the target keeps what it has of them, "
+        f"until they change again or `headrace refill {route}`. `headrace quality {route}` shows how many."
+    )
+    answer(as_json, facts, sentence)
+    return 0
+
+
+def _dropped(gate: str) -> str:
+    if gate == DELETE:
+        return "those that leave it are"
+    return f"those whose {gate.removeprefix(NULL)} became empty are" if gate.startswith(NULL) else "all are"
 
 
 def refill(flow_path: Path | None, route: str, as_json: bool) -> int:

@@ -13,18 +13,24 @@ from rich.text import Text
 from deploy.context import read_all
 from deploy.looks import ago, printable, table
 from models.errors import SettingsError
+from streams.publish import read_all as read_all_of
 from streams.quality import Batch, Counted, Row, read_quality, rows_of
+from streams.refusals import Refused, refusals_of
+from streams.topics import Topics
 
 DAY_HOURS = 24
 MOST_ROWS, MOST_FAILURES = 40, 20
 
 
 class Shown(msgspec.Struct):
-    """For --json. `rolling`: live events of the last 24 hours by route; `batches`: latest first; `failures`: the last, by route."""
+    """For --json. `rolling`: live events of the last 24 hours by route; `batches`: latest first; `failures`: the last, by route;
+    `refused`: swarms that people refused.
+    """
 
     rolling: dict[str, Counted]
     batches: list[Row]
     failures: dict[str, list[tuple[str, list[tuple[str, str, str]]]]]
+    refused: list[Refused] = []
 
 
 def quality(flow_path: Path | None, route: str | None, as_json: bool) -> int:
@@ -32,8 +38,13 @@ def quality(flow_path: Path | None, route: str | None, as_json: bool) -> int:
     settings, flow = read_all(flow_path)
     if route is not None and route not in flow.routes:
         raise SettingsError(f"there is no route {route!r}; the flow file has {', '.join(flow.routes)}")
-    batches = asyncio.run(read_quality(settings))
+
+    async def read() -> tuple[list[Batch], list[Refused]]:
+        return await read_quality(settings), refusals_of(await read_all_of(settings, Topics(settings.installation).runs))
+
+    batches, refused = asyncio.run(read())
     shown = shown_of(batches, route, int(time.time()))
+    shown.refused = [one for one in refused if route in (None, one.route)]
     if as_json:
         print(msgspec.json.format(msgspec.json.encode(shown), indent=2).decode())
     elif not shown.batches:
@@ -69,8 +80,10 @@ def _tables(shown: Shown, *, one: bool) -> list[Table]:
     batches = table("by batch: a run, or an hour of live events", "route", "batch", "last>", "came>", "passed>", "failed>", "duplicates>")
     for row in [row for row in shown.batches if one or not row.live][:MOST_ROWS]:
         batches.add_row(row.route, printable(row.batch), ago(row.at), *_figures(row.total))
-    found = [rolling] if rolling.row_count else []
-    found += [batches] if batches.row_count else []
+    refused = table("swarms that were refused", "route", "when", "dropped>", "why")
+    for decision in shown.refused[:MOST_ROWS]:
+        refused.add_row(decision.route, ago(decision.at), f"{decision.dropped:,}", Text(printable(decision.why)))
+    found = [some for some in (rolling, batches, refused) if some.row_count]
     if not one:
         return found
     why = table("why", "fault", "how often>")

@@ -73,6 +73,7 @@ def sentences(found: Found, by_route: Sequence[RouteFound], repair: bool) -> str
             lines.append(f"{name}: not verified. {told}{dead}")
         else:
             more = f" {route.held:,} more are held back: they cannot be mapped (`headrace dead-letters`)." if route.held else ""
+            more += f" {route.refused:,} more were refused (`headrace quality`)." if route.refused else ""
             more += "" if route.lists else " What stands there and should not cannot be listed."
             lines.append(f"{name}: verified through {through}. {told}{more}")
     if repair and (found.repaired or any(route.repaired for route in by_route)):
@@ -97,6 +98,7 @@ def as_facts(found: Found, by_route: Sequence[RouteFound], repair: bool) -> str:
                 "comparable": route.comparable,
                 "behind": route.behind,
                 "held": route.held,
+                "refused": route.refused,
                 "dead": route.dead,
                 **_counted(route),
             }

@@ -55,7 +55,7 @@ CALL_SECONDS = Histogram("headrace_target_call_seconds", "One call to a target",
 RETRIES = Counter("headrace_retries_total", "Attempts repeated", ["stage", "target"])
 WAITED = Counter("headrace_rate_limit_wait_seconds_total", "Time spent waiting for a rate limit", ["target"])
 PAUSED = Gauge("headrace_target_paused", "1 while the target or connection is paused", ["target"])
-HELD = Gauge("headrace_held", "1 while people pause the route, target or connection", ["what", "name"])
+HELD = Gauge("headrace_held", "1 while people, or a gate, pause the route, target or connection", ["what", "name", "cause"])
 TOPIC_HELD = Gauge("headrace_topic_held", "1 while the topic waits because people paused what it belongs to", ["topic"])
 LATENCY = Histogram(
     "headrace_latency_seconds",

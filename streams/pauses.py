@@ -7,7 +7,7 @@ they have one order, and whoever read up to its end knows of every pause that wa
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import orjson
@@ -28,16 +28,19 @@ What = Literal["route", "target", "connection"]
 WHATS: tuple[What, ...] = get_args(What)
 EVERY_SECONDS = 1.0
 """Between two readings."""
+CAME, DELETE, NULL = "spike", "delete", "null "
+"""As what a gate counts a record: it came, it leaves the target, a field of it (behind NULL) became empty."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """One of them. `since`: epoch ms; `because`: in the words of who paused it, perhaps none."""
+    """One of them. `since`: epoch ms; `because`: in the words of who paused it, perhaps none; `gate`: the mark of the gate that did it."""
 
     what: What
     name: str
     since: int
     because: str = ""
+    gate: str = ""
 
     @property
     def key(self) -> str:
@@ -46,7 +49,7 @@ class Pause:
 
     def output(self, topics: Topics) -> Output:
         """The record that stores it: all of them in one partition."""
-        value = orjson.dumps({"since": self.since, "because": self.because})
+        value = orjson.dumps({"since": self.since, "because": self.because} | ({"gate": self.gate} if self.gate else {}))
         return Output(topics.pauses, self.key.encode(), value, partition=0)
 
     def __str__(self) -> str:
@@ -66,7 +69,7 @@ def parse_pause(key: bytes | None, value: bytes | None) -> Pause | None:
         return None
     try:
         found = orjson.loads(value)
-        return Pause(what, name, int(found["since"]), str(found["because"]))
+        return Pause(what, name, int(found["since"]), str(found["because"]), str(found.get("gate", "")))
     except (ValueError, TypeError, KeyError):
         return Pause(what, name, 0, "(what was said cannot be read: pause it anew, or resume it)")
 
@@ -91,16 +94,21 @@ def named(flow: Flow, name: str) -> tuple[What, str]:
     raise SettingsError(f"there is no route, target or connection {name!r}; the flow file has {have}")
 
 
+def check_words(because: str) -> None:
+    """Raises SettingsError for what is no line of words."""
+    if len(because) > 500 or not because.isprintable():
+        raise SettingsError("--because takes up to 500 characters of plain text, in one line")
+
+
 async def pause(settings: Settings, what: What, name: str, because: str) -> Pause:
     """Pause it; one that is paused stays so since then, with the new words where there are any.
 
     Raises SettingsError (the words), TemporaryError.
     """
-    if len(because) > 500 or not because.isprintable():
-        raise SettingsError("--because takes up to 500 characters of plain text, in one line")
+    check_words(because)
     before = (await read_pauses(settings)).get(f"{what}/{name}")
-    since = before.since if before else int(time.time() * 1000)
-    found = Pause(what, name, since, because or (before.because if before else ""))
+    before = before or Pause(what, name, int(time.time() * 1000))
+    found = replace(before, because=because or before.because)
     publisher = Publisher(settings)
     try:
         await publisher.send([found.output(Topics(settings.installation))])
@@ -140,7 +148,9 @@ class Pauses:
         before, self._paused = self._paused, {pause.key: pause for pause in parsed if pause is not None}
         for key in before.keys() ^ self._paused.keys():
             what, _, name = key.partition("/")
-            metrics.HELD.labels(what, name).set(key in self._paused)
+            pause = self._paused.get(key)
+            for cause in ("people", "gate"):
+                metrics.HELD.labels(what, name, cause).set(pause is not None and bool(pause.gate) == (cause == "gate"))
             log.info("paused" if key in self._paused else "resumed", what=what, name=name)
         if before.keys() != self._paused.keys():
             self._changed()

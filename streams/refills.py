@@ -21,6 +21,7 @@ from models.settings import Settings
 from streams.engine.stage import Output, Record
 from streams.pauses import What, read_pauses
 from streams.publish import TransactionalPublisher, last_of, read_all
+from streams.refusals import Refused
 from streams.topics import Topics
 
 log = structlog.get_logger()
@@ -34,6 +35,7 @@ class Step(msgspec.Struct, omit_defaults=True):
     run      "": only what was parked
     source   being walked, "" before the first; after: id of the last record of it that was walked
     seen     records walked; asked: of them those that lacked something and are read from Salesforce; total: of them all, -1: not counted
+    refused  what of the parked is not told: those that count by its gate
     """
 
     route: str
@@ -44,6 +46,7 @@ class Step(msgspec.Struct, omit_defaults=True):
     asked: int = 0
     total: int = -1
     started: int = 0
+    refused: Refused | None = None
 
     def output(self, topics: Topics, partition: int) -> Output:
         """The record that makes a partition's owner take it."""
@@ -161,10 +164,14 @@ async def run_refill(settings: Settings, flow: Flow, route: str, *, progress: Ca
             pass
 
 
-async def lift(settings: Settings, what: What, name: str) -> None:
-    """End a pause, and have a route tell of what was parked, in one transaction. Raises TemporaryError, FatalError."""
+async def lift(settings: Settings, what: What, name: str, refused: Refused | None = None) -> None:
+    """End a pause, and have a route tell of what was parked, but for what is `refused`, in one transaction.
+
+    Raises TemporaryError, FatalError.
+    """
     topics = Topics(settings.installation)
-    steps = [Step(name).output(topics, number) for number in range(settings.partitions)] if what == "route" else []
+    steps = [Step(name, refused=refused).output(topics, number) for number in range(settings.partitions)] if what == "route" else []
+    steps += [refused.output(topics)] if refused else []
     publisher = TransactionalPublisher(settings, f"{settings.installation}.resume.{what}.{name}")
     try:
         await publisher.start()

@@ -7,6 +7,7 @@ from typing import Any
 
 from agents.rules.filters import Predicate
 from agents.rules.mapping import CompiledMap
+from agents.rules.merge import RecordState
 from agents.rules.quality import Gate
 from agents.rules.transforms import mail
 from models.errors import PermanentError
@@ -55,6 +56,11 @@ class Way:
         if key == "":
             raise PermanentError(f"the field {self.key} is blank: a record of {self.target} cannot be named by it", field=self.key)
         return (key if key is not None else f"{self.source.partition('/')[0]}/{record_id}"), body
+
+
+def leaves(way: Way, state: RecordState) -> bool:
+    """The target shall no longer hold the record: it was deleted, or the filter keeps it out."""
+    return state.deleted or (way.where is not None and not way.where(state.values))
 
 
 def address_of(body: Body, field: str) -> str | None:

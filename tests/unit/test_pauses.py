@@ -15,6 +15,8 @@ def test_a_pause_survives_its_topic() -> None:
     pause = Pause("target", "warehouse", 5, "moving “home”")
     output = pause.output(Topics("t"))
     assert parse_pause(output.key, output.value) == pause
+    gate = Pause("route", "people", 5, "gate: …", "null Title")
+    assert parse_pause(b"route/people", gate.output(Topics("t")).value) == gate
     assert output.partition == 0, "all in one order"
     assert parse_pause(output.key, None) is None
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents import refill
-from agents.parked import park, told
+from agents.parked import marks_of, park, told
 from agents.refill import Refill
 from agents.rules.merge import RecordState
 from agents.tables import RECORDS, records_key
@@ -298,9 +298,11 @@ def test_counts_add_up_whatever_is_parked_twice_and_told_twice() -> None:
         partition.keep(RECORDS, done[0])
         return orjson.loads(done[1][-1].value or b"")["count"] if done[1] else -1
 
-    assert apply(park(partition, TOPICS, "acme/Contact", [("r", "a"), ("r", "b")])) == 2
-    assert apply(park(partition, TOPICS, "acme/Contact", [("r", "b"), ("r", "c|d")])) == 3
-    assert apply(park(partition, TOPICS, "acme/Contact", [("r", "b")])) == -1
+    assert apply(park(partition, TOPICS, "acme/Contact", {("r", "a"): [], ("r", "b"): []})) == 2
+    assert apply(park(partition, TOPICS, "acme/Contact", {("r", "b"): [], ("r", "c|d"): []})) == 3
+    assert apply(park(partition, TOPICS, "acme/Contact", {("r", "b"): ["delete"]})) == -1
+    assert marks_of(partition.store(RECORDS).values[b"\x01parked|r|acme/Contact|b"]) == {"delete"}
+    assert marks_of(b"1") == marks_of(None) == set()
     assert apply(told(partition, TOPICS, "r", [b"\x01parked|r|acme/Contact|a"])) == 2
 
 
