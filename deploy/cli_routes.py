@@ -1,4 +1,4 @@
-"""The commands of a route's daily life, `pause`, `resume`, `refuse`, `refill`, `replay`, `quality`: parsed as those in cli.py, which adds them."""
+"""The commands of a route's daily life, `pause` to `replay`, and `quality`: parsed as those in cli.py, which adds them."""
 
 from typing import Annotated
 

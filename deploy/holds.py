@@ -96,8 +96,8 @@ def refuse(flow_path: Path | None, route: str, because: str, as_json: bool) -> i
     refused, parked = asyncio.run(main())
     facts = {"run": refused.run, "route": route, "gate": refused.gate, "waiting": parked}
     sentence = (
-        f"route {route} goes on. Of {parked:,} records that waited, {_dropped(refused.gate)} dropped: the target keeps what it has of them, "
-        f"until they change again or `headrace refill {route}`. `headrace quality {route}` shows how many."
+        f"route {route} goes on. Of {parked:,} records that waited, {_dropped(refused.gate)} dropped: the target keeps what it has of "
+        f"them, until they change again or `headrace refill {route}`. `headrace quality {route}` shows how many."
     )
     answer(as_json, facts, sentence)
     return 0

@@ -21,7 +21,8 @@ from streams.salesforce.runs import Run
 
 COMMANDS = [
     "login", "worker", "subscribe", "receive", "snapshot", "check", "status", "dead-letters", "incidents", "redrive", "adopt",
-    "accept-loss", "pause", "resume", "refuse", "refill", "replay", "verify", "quality", "fields", "map", "demo", "bench", "soak", "test", "sandbox",
+    "accept-loss", "pause", "resume", "refuse", "refill", "replay", "verify", "quality", "fields", "map", "demo", "bench", "soak", "test",
+    "sandbox",
 ]  # fmt: skip
 
 
