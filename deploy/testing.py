@@ -12,6 +12,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FAST_FOLDERS = ("tests/unit", "tests/architecture")
 TYPED = ("models", "streams", "agents", "deploy", "tests")
+SIDE_BY_SIDE = ("-n", "2", "--dist", "loadfile")
+"""Most tests wait for servers, so two files at a time; each of the two has servers of its own."""
 NO_SERVERS = "not kafka and not postgres and not slow"
 
 
@@ -55,7 +57,7 @@ def _checks() -> list[int]:
 
 
 def choose(fast: bool, long: bool, extra: list[str]) -> list[str]:
-    """The arguments for pytest. Paths that the caller names take the place of the folders we would choose."""
+    """The arguments for pytest. Paths that the caller names take the place of the folders we would choose, and run one after another."""
     chosen = any((ROOT / argument.split("::")[0]).exists() for argument in extra if not argument.startswith("-"))
     arguments: list[str] = []
     if fast:
@@ -63,6 +65,8 @@ def choose(fast: bool, long: bool, extra: list[str]) -> list[str]:
         arguments += ["-m", NO_SERVERS, *(() if chosen else FAST_FOLDERS)]
     if long:
         arguments.append("--long")
+    if not chosen:
+        arguments += SIDE_BY_SIDE
     return [*arguments, *extra]
 
 

@@ -2,12 +2,16 @@
 
 import signal
 import threading
+from typing import Any
 
+import hypothesis
 import pytest
 
 from tests.support.services import chosen, database_url, kafka
 
 __all__ = ["database_url", "kafka"]
+hypothesis.settings.register_profile("untimed", parent=hypothesis.settings())
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -18,6 +22,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for name, whose in chosen.items():
         terminalreporter.write_line(f"{name}: {whose}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if (told := getattr(session.config, "workeroutput", None)) is not None:  # one of several that run side by side
+        told["chosen"] = chosen
+
+
+def pytest_testnodedown(node: Any) -> None:
+    chosen.update(getattr(node, "workeroutput", {}).get("chosen", {}))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -108,7 +108,7 @@ steps = st.tuples(
 
 
 @given(lines(), st.sampled_from((None, "Score__c > 0", "Email != null")), st.lists(steps, min_size=1, max_size=9))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_route_by_event_and_one_by_query_end_with_the_same_record(
     written: dict[str, Any], where: str | None, course: list[tuple[dict[str, Any], list[str], str]]
 ) -> None:

@@ -104,7 +104,7 @@ EVENT = st.tuples(st.sampled_from("abc"), VALUES, VALUES, VALUES, st.sampled_fro
 
 
 @given(st.lists(EVENT, min_size=1, max_size=12), st.integers(min_value=1, max_value=5), st.sampled_from(["", "run-1"]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_input_is_passed_and_failed_and_removed_in_every_batch(events: list[Any], size: int, run_id: str) -> None:
     p = Pipeline(flow(contacts=STRICT, others=CONTACTS), maps(contacts=STRICT, others=CONTACTS))
     results: list[MemoryRecord] = []

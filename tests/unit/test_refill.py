@@ -242,7 +242,7 @@ async def test_several_steps_in_one_chunk_each_see_what_the_one_before_left() ->
     assert Counter(w.route for _, w in desk.writes) == {"contacts": 250, "again": 250}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.sampled_from(ACTS), max_size=40))
 async def test_whatever_order_things_come_in_the_target_ends_with_what_the_records_say(plan: list[str]) -> None:
     """The model: the last write or release of each key, by revision and then by order of coming, is what the record says at the end."""

@@ -39,7 +39,7 @@ def test_what_a_user_still_holds_of_another_record_is_cleared(seed: int) -> None
 
 
 @given(seed=st.integers(min_value=10_000), renames=st.booleans())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_no_seed_at_all_ends_with_a_difference(seed: int, renames: bool) -> None:
     assert scenario(seed, renames=renames) is None
 

@@ -259,7 +259,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(
         st.dictionaries(st.sampled_from(["email", "userId", "dataFields", "preferUserId", "mergeNestedObjects"]), values, max_size=5),
@@ -274,7 +274,7 @@ def test_whatever_is_sent_each_user_has_one_fate_or_the_batch_is_refused(users: 
         assert sum(map(len, body["failedUpdates"].values())) == body["failCount"]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(values)
 def test_every_value_has_a_type_or_none(value: Any) -> None:
     assert all(isinstance(kind, str) for kind in incoming(value))

@@ -46,7 +46,7 @@ _WORDS = ["SELECT", "Id", ",", "FROM", "Contact", "WHERE", "(", ")", "NOT", "AND
 _WORDS += ["LIMIT", "5", "COUNT()", "ORDER", "BY", "LIKE", "2026-05-04", "NULLS", "LAST"]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.one_of(st.text(max_size=200), st.lists(st.sampled_from(_WORDS)).map(" ".join)))
 def test_any_text_is_a_query_or_is_refused_as_malformed(text: str) -> None:
     try:
@@ -156,7 +156,7 @@ def conditions(draw: st.DrawFn, depth: int = 3) -> tuple[str, Any]:
     return "AccountId != null", lambda row: row.get("AccountId") is not None
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(conditions(), st.booleans())
 def test_a_condition_finds_what_a_plain_filter_finds(condition: tuple[str, Any], deleted: bool) -> None:
     org = shared(4)

@@ -173,7 +173,7 @@ def races(data: st.DataObject) -> None:
 
 
 def test_no_row_overwrites_what_is_newer_in_whatever_order_rows_and_events_come() -> None:
-    settings(max_examples=200, deadline=None)(given(st.data())(races))()
+    settings(max_examples=200)(given(st.data())(races))()
 
 
 @pytest.mark.parametrize(
@@ -187,4 +187,4 @@ def test_no_row_overwrites_what_is_newer_in_whatever_order_rows_and_events_come(
 def test_a_rule_that_is_broken_is_noticed(monkeypatch: pytest.MonkeyPatch, what: str, broken: Any) -> None:
     monkeypatch.setattr(merging, "wins", broken)
     with pytest.raises(AssertionError):
-        settings(max_examples=1000, deadline=None, phases=[Phase.generate], report_multiple_bugs=False)(given(st.data())(races))()
+        settings(max_examples=1000, phases=[Phase.generate], report_multiple_bugs=False)(given(st.data())(races))()

@@ -8,11 +8,16 @@ from deploy import testing
 @pytest.mark.parametrize(
     ("fast", "long", "extra", "expected"),
     [
-        (False, False, [], []),
-        (False, True, ["-x"], ["--long", "-x"]),
-        (True, False, [], ["-m", testing.NO_SERVERS, "tests/unit", "tests/architecture"]),
+        (False, False, [], [*testing.SIDE_BY_SIDE]),
+        (False, True, ["-x"], ["--long", *testing.SIDE_BY_SIDE, "-x"]),
+        (True, False, [], ["-m", testing.NO_SERVERS, "tests/unit", "tests/architecture", *testing.SIDE_BY_SIDE]),
         (True, False, ["tests/unit/test_testing.py::test_x", "-q"], ["-m", testing.NO_SERVERS, "tests/unit/test_testing.py::test_x", "-q"]),
-        (True, False, ["-k", "no-such-file"], ["-m", testing.NO_SERVERS, "tests/unit", "tests/architecture", "-k", "no-such-file"]),
+        (
+            True,
+            False,
+            ["-k", "no-such-file"],
+            ["-m", testing.NO_SERVERS, "tests/unit", "tests/architecture", *testing.SIDE_BY_SIDE, "-k", "no-such-file"],
+        ),
     ],
 )
 def test_the_caller_may_name_paths_and_else_the_command_does(fast: bool, long: bool, extra: list[str], expected: list[str]) -> None:
