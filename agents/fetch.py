@@ -7,7 +7,7 @@ no target. A Salesforce that is away stalls this agent only.
 import asyncio
 import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -45,6 +45,7 @@ KEPT = 5_000
 GATHER_SECONDS = 10.0
 """Ids wait so long for others while the org's calls run short."""
 STRANGE_SECONDS = 1.0
+Mend = Callable[[Rest], Awaitable[None]]
 STAGE = "fetch"
 
 
@@ -98,14 +99,22 @@ class _Batch:
     task: "asyncio.Task[_Read] | None" = None
 
 
-def fetch_stage(connection: str, flow: Flow, settings: Settings, fields: Mapping[str, Sequence[str]], maps: InUse | None = None) -> Stage:
+def fetch_stage(
+    connection: str,
+    flow: Flow,
+    settings: Settings,
+    fields: Mapping[str, Sequence[str]],
+    maps: InUse | None = None,
+    mend: Mend | None = None,
+) -> Stage:
     """The stage that answers `fetch.<connection>`. Raises SettingsError for an unknown connection.
 
     fields   columns to read, by source
     maps     where they may change: what to catch up with when others ask by another plan
+    mend     makes the maps go with what the org has, when it refuses a field
     """
     topics = Topics(settings.installation)
-    agent = Fetch(connection, flow, settings, fields, maps=maps)
+    agent = Fetch(connection, flow, settings, fields, maps=maps, mend=mend)
     return Stage(
         name=f"fetch.{connection}",
         word=STAGE,
@@ -129,11 +138,12 @@ class Fetch:
         *,
         guard: Guard | None = None,
         maps: InUse | None = None,
+        mend: Mend | None = None,
     ) -> None:
         config = flow.connections.get(connection)
         if not isinstance(config, Salesforce):
             raise SettingsError(f"{connection} is no Salesforce connection of the flow: nothing can be fetched from it")
-        self._connection, self._config, self._fields, self._maps = connection, config, fields, maps
+        self._connection, self._config, self._fields, self._maps, self._mend = connection, config, fields, maps, mend
         self._sobjects = frozenset(flow.sobjects(connection))
         self._topics = Topics(settings.installation)
         self._guard = guard or Guard(STAGE, connection)
@@ -263,12 +273,18 @@ class Fetch:
                 await call(left)
 
         async def call(ids: Sequence[str]) -> None:
+            before = tuple(self._fields[f"{self._connection}/{sobject}"])
             try:
                 found = await self._guard.call(partition, partial(self._read, sobject, ids), self._probe, CALL_SECONDS)
             except PermanentError as error:
                 if error.field is None:
                     raise  # may be the fault of one id: split
-                give_up(ids, error)  # a field that is not there is everybody's
+                if self._mend is not None:
+                    await self._guard.call(partition, partial(self._mend, self._rest), self._probe, CALL_SECONDS)
+                if tuple(self._fields[f"{self._connection}/{sobject}"]) == before:
+                    give_up(ids, error)  # a field that is not there is everybody's
+                else:
+                    await call(ids)  # the maps go with what the org has now
                 return
             if hidden := [] if found.proven else [record_id for record_id in ids if record_id not in found.rows]:
                 give_up(hidden, PermanentError(f"{sobject} is not found in Salesforce; {UNPROVEN}, and redrive", field="Id"))

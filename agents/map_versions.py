@@ -7,8 +7,8 @@ where one is a moment late, the writer refuses what it still shapes by the older
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
@@ -23,8 +23,10 @@ from models.errors import FatalError, SettingsError, TemporaryError
 from models.flow import Flow
 from models.settings import Settings
 from streams import metrics
-from streams.map_versions import MapText, MapVersion, hash_of, older, parse, publish, read_versions
+from streams.engine.stage import Output
+from streams.map_versions import MapText, MapVersion, OrgFields, hash_of, older, parse, publish, read_versions
 from streams.publish import close_consumer, reading
+from streams.salesforce.runs import filling, snapshot_runs
 from streams.topics import Topics
 from streams.yaml_lines import Document, read_text
 
@@ -57,6 +59,7 @@ class Versions:
         self._accepted: dict[str, str] = {}  # by route the hash of the file as it was last taken for right
         self._seen: dict[str, str] = {}  # as it was looked at last
         self._refused: dict[str, str] = {}
+        self._adapting = asyncio.Lock()
 
     @property
     def now(self) -> Maps:
@@ -111,6 +114,41 @@ class Versions:
         found = await publish(self._settings, lambda _: wanted, above=above)
         self._take(found)
         return found
+
+    async def adapt(self, org: Callable[[str, Mapping[str, OrgFields]], Mapping[str, OrgFields]]) -> None:
+        """Make the maps follow the org: `org` says by source how a route does, told how it did. New fields of records that are there are to
+        be read, by a run that is in Kafka together with the version. Raises TemporaryError, FatalError.
+        """
+        files = await asyncio.to_thread(self._files)
+
+        def choose(known: Mapping[str, MapVersion]) -> Mapping[str, MapText]:
+            maps = {route: file.map for route, file in files.items() if not file.problem}
+            maps |= {route: version.map for route, version in known.items() if route in files}
+            fresh = {route: replace(map, org=org(route, map.org or {})) for route, map in maps.items()}
+            return {route: map for route, map in fresh.items() if map.org != (maps[route].org or {})}
+
+        async with self._adapting:
+            if not choose(self.known):
+                return
+            runs = await snapshot_runs(self._settings)
+            begun = {run.source for run in runs.values() if run.state != "wanted"}
+            self._take(await publish(self._settings, choose, beside=lambda known, fresh: self._filling(known, fresh, begun)))
+
+    def _filling(self, known: Mapping[str, MapVersion], fresh: Sequence[MapVersion], begun: Set[str]) -> list[Output]:
+        """Runs that read what these versions want and those before did not."""
+        before = load_maps(self._flow, self._targets, known)
+        after = load_maps(self._flow, self._targets, {**known, **{version.route: version for version in fresh}})
+        outputs, topics = list[Output](), Topics(self._settings.installation)
+        for source in after.sources:
+            new = [path for path in after.fields(source) if path not in before.fields(source)]
+            gone = [path for path in before.fields(source) if path not in after.fields(source)]
+            if new:
+                log.info("the org has new fields, which maps take", source=source, fields=new)
+            if gone:
+                log.warning("the org does not show fields any more that maps take; their columns stay as they are",
+                            alert=True, source=source, fields=gone, do="take them out of the map, or grant them to the user")  # fmt: skip
+            outputs += [run.output(topics) for run in filling(source, new if source in begun else ())]
+        return outputs
 
     async def follow(self) -> None:
         """Switch to every version when it comes. Raises FatalError when it cannot be used (`strict`)."""
@@ -257,15 +295,15 @@ class Versions:
 
 
 class Fields(Mapping[str, Sequence[str]]):
-    """By source the columns its rows are read with, as the maps in use want them when asked."""
+    """By source the columns its rows are read with, as the maps in use want them when asked; `gone`: those that the org lacks beside."""
 
-    def __init__(self, maps: InUse) -> None:
-        self._maps = maps
+    def __init__(self, maps: InUse, *, gone: bool = False) -> None:
+        self._maps, self._gone = maps, gone
 
     def __getitem__(self, source: str) -> Sequence[str]:
         if self._maps.now.plan(source) is None:
             raise KeyError(source)
-        return self._maps.now.fields(source)
+        return self._maps.now.wanted(source) if self._gone else self._maps.now.fields(source)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._maps.now.sources)

@@ -6,18 +6,19 @@ Reads files, asks nobody.
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast, get_args
 
 from agents.map_file import Problem, read_map
+from agents.map_steps import type_step
 from agents.rules.compound import PERSONS, parts
 from agents.rules.filters import Filter, FilterError, compile_filter
-from agents.rules.mapping import BUILT_IN, ColumnType, Map, compile_map, lacks
+from agents.rules.mapping import BUILT_IN, ColumnType, Leaf, Map, MapType, column_of, compile_map, lacks
 from agents.rules.plan import Plan, make_plan
 from agents.rules.quality import gate
 from agents.rules.ways import Way, key_fields
 from models.errors import SettingsError
 from models.flow import Flow, Route, is_event
-from streams.map_versions import MapText, MapVersion
+from streams.map_versions import MapText, MapVersion, OrgFields
 from streams.yaml_lines import did_you_mean
 
 _NO_VERSIONS: Mapping[str, MapVersion] = {}
@@ -82,10 +83,11 @@ class Maps:
         self._plans = {
             source: make_plan(
                 source.partition("/")[2],
-                (path for way in ways for path in sorted(way.fields)),
+                (path for way in ways for path in sorted(way.fields | way.gone)),
                 hook="/" not in source,
                 event=is_event(source),
                 version=sum(way.version for way in ways),
+                gone={path for way in ways for path in way.gone} - {path for way in ways for path in way.fields},
             )
             for source, ways in self._ways.items()
         }
@@ -98,6 +100,14 @@ class Maps:
     def fields(self, source: str) -> tuple[str, ...]:
         """SOQL paths that rows of this source must hold; always Id, IsDeleted, SystemModstamp."""
         return self._plans[source].select
+
+    def read(self, source: str) -> frozenset[str]:
+        """Every path that maps and filters read of this source, also those that the org does not show any more."""
+        return frozenset().union(*(way.wanted for way in self._ways[source]))
+
+    def wanted(self, source: str) -> tuple[str, ...]:
+        """The columns of its rows, and those that a line of a map or a filter names though the org does not show them any more."""
+        return (*self.fields(source), *sorted({path for way in self._ways[source] for path in way.gone - way.added}))
 
     def plan(self, source: str) -> Plan | None:
         """What is merged of this source; None when no route reads it."""
@@ -136,6 +146,7 @@ def load_maps(flow: Flow, targets: Mapping[str, TargetFacts], versions: Mapping[
     problems: list[Problem] = []
     routes: dict[str, CompiledRoute] = {}
     columns: dict[str, dict[str, dict[str, ColumnType]]] = {}
+    read: list[tuple[CompiledRoute, Route, Map, Filter | None]] = []
     for name, route in flow.routes.items():
         facts = targets.get(route.to)
         if facts is None:
@@ -147,15 +158,14 @@ def load_maps(flow: Flow, targets: Mapping[str, TargetFacts], versions: Mapping[
         if found is None or (route.where is not None and filter is None):
             continue
         sobjects = tuple(source.partition("/")[2] for source in route.sources)
+        if route.fields and (other := [source for source in route.sources if "/" not in source or is_event(source)]):
+            problems.append(
+                Problem(("routes", name, "fields"), f"`fields: all` is for sObjects, not for {', '.join(other)}", "map its fields")
+            )
         _check(name, route, found, facts, filter, sobjects, problems)
         named = BUILT_IN[route.map].entity if route.map in BUILT_IN else None  # by the flow, whatever a later version is called
         object_name = route.object or facts.default_object or named or Path(route.map).stem
-        number = version.number if version else 0
-        ways = {
-            source: replace(_way(name, route, order, source, object_name, found, facts, filter, sobjects), version=number)
-            for order, source in enumerate(route.sources)
-        }
-        routes[name] = CompiledRoute(name, route.to, object_name, ways, number)
+        read.append((CompiledRoute(name, route.to, object_name, {}, version.number if version else 0), route, found, filter))
         into = columns.setdefault(route.to, {}).setdefault(object_name, {})
         for column, kind in found.columns(sobjects).items():
             if into.setdefault(column, kind) != kind:
@@ -163,7 +173,30 @@ def load_maps(flow: Flow, targets: Mapping[str, TargetFacts], versions: Mapping[
                 problems.append(Problem(("routes", name, "map"), message, "give one of the routes another `object:`"))
     if problems:
         raise MapsError(problems)
+    for compiled, route, found, filter in read:  # when the columns of all lines are known
+        into, org = columns[route.to][compiled.object], versions[compiled.name].map.org or {} if compiled.name in versions else {}
+        ways = {
+            source: _way(compiled, route, order, source, found, targets[route.to], filter, org.get(source, OrgFields()), into)
+            for order, source in enumerate(route.sources)
+        }
+        routes[compiled.name] = replace(compiled, ways=ways)
     return Maps(routes, columns)
+
+
+def _added(sobject: str, found: Map, facts: TargetFacts, org: OrgFields, into: dict[str, ColumnType]) -> tuple[Leaf, ...]:
+    """What `fields: all` gives beside the map's lines, which come first; their columns go to `into`. One of another type is left out."""
+    read = {source for leaf in found.leaves for source in leaf.sources}
+    taken = {leaf.target[:end] for leaf in found.leaves for end in range(1, len(leaf.target) + 1)} - {("dataFields",)}
+    leaves = []
+    for name, kind in org.added.items():
+        target = ("dataFields", name) if facts.key_field == "email" else (name,)
+        if kind not in get_args(MapType) or name in read or target in taken or facts.refusal(target[0]) is not None:
+            continue
+        column = "json" if len(target) > 1 else column_of(cast(MapType, kind))
+        if into.setdefault(target[0], column) == column:
+            step = type_step(cast(MapType, kind))
+            leaves.append(Leaf(name, target, (step,) if step else (), (sobject,), type=cast(MapType, kind)))
+    return tuple(leaves)
 
 
 def _find_map(flow: Flow, name: str, route: Route, problems: list[Problem], text: MapText | None) -> Map | None:
@@ -238,30 +271,35 @@ def _check(
 
 
 def _way(
-    name: str,
+    of: CompiledRoute,
     route: Route,
     order: int,
     source: str,
-    object_name: str,
     found: Map,
     facts: TargetFacts,
     filter: Filter | None,
-    sobjects: tuple[str, ...],
+    org: OrgFields,
+    into: dict[str, ColumnType],
 ) -> Way:
-    sobject = source.partition("/")[2]
-    compiled = compile_map(found, sobject, sobjects)
+    sobject, sobjects = source.partition("/")[2], tuple(source.partition("/")[2] for source in route.sources)
+    added = _added(sobject, found, facts, org, into) if route.fields == "all" else ()
+    compiled = compile_map(replace(found, leaves=(*found.leaves, *added)), sobject, sobjects)
     asked = [path for path in (filter.fields if filter else ()) if not lacks(sobject, path, sobjects)]
     same_key: Callable[[str, str], str] = facts.same_key
+    wanted, gone = frozenset((*compiled.fields, *asked)), frozenset(org.gone)
     return Way(
-        route=name,
+        route=of.name,
         source=source,
-        target=route.to,
-        object=object_name,
+        target=of.target,
+        object=of.object,
         order=order,
         query=route.fetch == "query" and bool(sobject),
         on_delete=route.on_delete,
         renames=facts.renames,
-        fields=frozenset((*compiled.fields, *asked)),
+        fields=wanted - gone,
+        gone=wanted & gone,
+        added=frozenset(leaf.source for leaf in added) - frozenset(asked),
+        version=of.version,
         map=compiled,
         where=filter.matches if filter else None,
         key=facts.key_field or route.key,

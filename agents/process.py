@@ -55,7 +55,7 @@ def process_stage(flow: Flow, settings: Settings, maps: InUse, held: HeldRoutes 
 
     A chunk uses the maps that are in use when it begins, to its end.
     """
-    topics, states, missed = Topics(settings.installation), States(), {0}
+    topics, states, missed = Topics(settings.installation), States(), set[int | str]((0,))
     watch = Watch(flow, topics)
     unknown = [source for source in maps.now.sources if source.partition("/")[0] not in flow.connections]
     if unknown:
@@ -70,6 +70,12 @@ def process_stage(flow: Flow, settings: Settings, maps: InUse, held: HeldRoutes 
             work = Processing(chunk, partition, topics, maps.now, states)
         work.gated, work.paused = watch.gated, watch.paused(await held([way.route for way in work.ways], partition))
         result = work.run()
+        if work.strange - missed:  # rows that were read by other maps: those of ours that are older would pass their new fields over
+            await caught_up(maps, partition)
+            missed.update(work.strange)
+            again = Processing(chunk, partition, topics, maps.now, states)
+            again.gated, again.paused, work = work.gated, work.paused, again
+            result = work.run()
         if work.swarm and (why := watch.passed(work.swarm, partition.share(), work.now())):
             again = Processing(chunk, partition, topics, work.maps, states)
             again.gated, again.paused = watch.gated, work.paused | why.keys()
@@ -124,6 +130,7 @@ class Processing:
         self.outcomes: Counter[str] = Counter()
         self.emitted: Counter[tuple[str, str]] = Counter()
         self.paused: frozenset[str] = frozenset()
+        self.strange = set[str]()
         self.parked: dict[tuple[str, str], list[str]] = {}
         self.tally = Tally(STAGE, self.source)
         self.faults: tuple[Fault, ...] = ()
@@ -142,7 +149,7 @@ class Processing:
                 outcome = self._guarded(record, None, self._one, record, self.plan)
                 if self.merging:
                     again = Processing(self.chunk, self.partition, self.topics, self.maps, self.known, careful=True)
-                    again.paused, again.gated, self.swarm = self.paused, self.gated, again.swarm
+                    again.paused, again.gated, again.strange, self.swarm = self.paused, self.gated, self.strange, again.swarm
                     return again.run()
                 self.outcomes[outcome or "dead"] += 1
         for name, count in self.outcomes.items():
@@ -191,6 +198,8 @@ class Processing:
     def _one(self, record: Record, plan: Plan) -> str:
         """One record: its outcome. Raises what makes it a dead letter, before anything of it is kept."""
         envelope, message = read(record, plan)
+        if envelope.plan is not None and envelope.plan != plan.print:
+            self.strange.add(envelope.plan)
         if (plan.hook or plan.event) and envelope.run is None and envelope.route is None and self._repeated(record):
             return "duplicate"
         if plan.event:

@@ -19,6 +19,7 @@ from agents.elsewhere import Elsewhere
 from agents.fetch import fetch_stage
 from agents.holds import Holds
 from agents.map_versions import Fields, Versions
+from agents.org_fields import follow_org
 from agents.process import process_stage
 from agents.refill import with_refill
 from agents.targets import make_target
@@ -46,7 +47,7 @@ def build_stages(settings: Settings, flow: Flow, targets: Mapping[str, TargetLik
     holds = Holds(settings, flow)
     stages = [with_refill(process_stage(flow, settings, maps, holds.routes), settings, maps, holds)]
     stages += [
-        fetch_stage(name, flow, settings, fields, maps)
+        fetch_stage(name, flow, settings, fields, maps, partial(follow_org, maps, flow))
         for name, connection in flow.connections.items()
         if isinstance(connection, Salesforce) and flow.sobjects(name)
     ]

@@ -1,12 +1,12 @@
-"""`headrace fields`: what fields an sObject has for the connection's user, by describe. Reads only.
+"""`headrace fields`: what fields an sObject has for the connection's user, by describe, and which routes read them. Reads only.
 
-A describe is kept below the state folder for an hour; --refresh asks again. The org is asked through the limits guard.
+A describe is kept below the state folder for an hour, or until a subscriber there learns of a change; --refresh asks again. The org is
+asked through the limits guard.
 """
 
 import asyncio
-import time
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,16 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
+from agents.maps import load_maps
+from agents.org_fields import shown_fields
+from agents.targets import make_target
 from deploy.context import choose_connection, read_all, rest_of
 from models.errors import PermanentError, SettingsError
 from models.flow import Flow, Salesforce
 from models.settings import Settings
+from streams.salesforce import described
 from streams.salesforce.rest import check_name
 
-KEPT_SECONDS = 3600.0
 COMPOUND = frozenset({"address", "location"})
 """Types of fields that stand for others: each of their parts is a field of its own."""
 
@@ -67,17 +70,17 @@ def fields(flow_path: Path | None, source: str, writable: bool, refresh: bool, a
     if not slash:
         raise SettingsError(f"{source!r} names no sObject: write for example {choose_connection(flow, None)}/Contact")
     connection = choose_connection(flow, name)
-    found = fields_of(asyncio.run(describe(settings, flow, connection, sobject, refresh=refresh)), writable=writable)
+    told = asyncio.run(describe(settings, flow, connection, sobject, refresh=refresh))
+    found, read = fields_of(told, writable=writable), readers(settings, flow, source, told)
     if as_json:
-        print(orjson.dumps([asdict(field) for field in found]).decode())
+        print(orjson.dumps([asdict(field) | {"routes": read.get(field.name, [])} for field in found]).decode())
         return 0
-    table = Table(
-        *("name", "label", "type", "length", "updateable", "picklist"), title=f"{source}: {len(found)} fields", title_justify="left"
-    )
+    names = ("name", "label", "type", "length", "updateable", "routes", "picklist")
+    table = Table(*names, title=f"{source}: {len(found)} fields", title_justify="left")
     for field in found:
-        table.add_row(
-            field.name, field.label, field.type, str(field.length or ""), "yes" if field.updateable else "", ", ".join(field.picklist)
-        )
+        routes, picklist = ", ".join(read.get(field.name, ())), ", ".join(field.picklist)
+        length, updateable = str(field.length or ""), "yes" if field.updateable else ""
+        table.add_row(field.name, field.label, field.type, length, updateable, routes, picklist)
     Console().print(table)
     return 0
 
@@ -91,8 +94,7 @@ async def describe(settings: Settings, flow: Flow, connection: str, sobject: str
         check_name(sobject)
     except PermanentError as error:
         raise SettingsError(error.reason) from None
-    kept = settings.state / "describes" / f"{connection}.{sobject}.json"
-    if not refresh and (found := _kept(kept, config.url)) is not None:
+    if not refresh and (found := described.kept(settings, connection, sobject, config.url)) is not None:
         return found
     rest = rest_of(settings, flow, connection)
     try:
@@ -101,18 +103,17 @@ async def describe(settings: Settings, flow: Flow, connection: str, sobject: str
         raise SettingsError(f"{connection} has no sObject {sobject}, or hides it from the user ({error.reason})") from None
     finally:
         await rest.close()
-    with suppress(OSError):  # it is asked for again then
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        fresh = kept.with_suffix(".new")
-        fresh.write_bytes(orjson.dumps({"at": time.time(), "url": config.url, "described": told}))
-        fresh.replace(kept)
+    described.keep(settings, connection, sobject, config.url, told)
     return told
 
 
-def _kept(path: Path, url: str) -> dict[str, Any] | None:
-    try:
-        found = orjson.loads(path.read_bytes())
-        fresh = 0 <= time.time() - found["at"] < KEPT_SECONDS and found["url"] == url
-        return dict(found["described"]) if fresh else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def readers(settings: Settings, flow: Flow, source: str, told: Mapping[str, Any]) -> dict[str, list[str]]:
+    """By field the routes whose maps or filters read it, as the files are."""
+    targets = {name: make_target(name, target, settings.installation) for name, target in flow.targets.items()}
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for way in load_maps(flow, targets).ways(source):
+        route = flow.routes[way.route]
+        every = shown_fields(told, query=route.fetch == "query") if route.fields else {}
+        for name in way.wanted.union(every):
+            found[name].append(way.route)
+    return found

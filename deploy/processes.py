@@ -47,17 +47,22 @@ def subscribe(flow_path: Path | None, connection: str | None, start_from: Litera
 
     async def run(settings: Settings, flow: Flow, health: Health, stop: asyncio.Event) -> None:
         from agents.map_versions import Fields, maps_in_use
+        from agents.org_fields import FieldWatch
         from agents.verify import living
         from agents.verify_schedule import Schedule
         from streams.salesforce.subscriber import run_subscriber
 
         maps = await maps_in_use(settings, flow)
-        fields, known = Fields(maps), partial(living, settings, flow)
+        fields, wanted, known = Fields(maps), Fields(maps, gone=True), partial(living, settings, flow)
 
         async def one(name: str) -> None:
-            verifying = Schedule(settings, flow, name)
-            beside = verifying.run if verifying.wanted else None
-            await run_subscriber(settings, flow, name, fields, start_from=start_from, health=health, stop=stop, living=known, beside=beside)
+            verifying, watch = Schedule(settings, flow, name), FieldWatch(settings, flow, name, maps)
+            beside = [watch.run, verifying.run] if verifying.wanted else [watch.run]
+            if any(route.fields for route in flow.routes.values()):
+                await watch.first()
+            await run_subscriber(
+                settings, flow, name, fields, start_from=start_from, health=health, stop=stop, living=known, wanted=wanted, beside=beside
+            )
 
         try:
             async with asyncio.TaskGroup() as group:

@@ -171,7 +171,9 @@ def _maps(status: Status) -> Table:
     for one in status.maps:
         since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(one.since / 1000))
         broken = "; ".join(f"broken, changes nothing ({name}): {why}" for name, why in one.broken.items())
-        table.add_row(escape(one.route), escape(one.map), str(one.version), since, f"[red]{escape(broken)}[/red]" if broken else "")
+        said = [f"[red]{escape(broken)}[/red]"] if broken else []
+        said += [f"[yellow]not in the org, or of another type: {escape(', '.join(one.gone))}[/yellow]"] if one.gone else []
+        table.add_row(escape(one.route), escape(one.map), str(one.version), since, "; ".join(said))
     return table
 
 

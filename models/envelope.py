@@ -57,7 +57,7 @@ class Envelope(Struct, kw_only=True):
     delivery       delivery id of a hook, id of a platform event
     run            run id of a snapshot, repair, replay, redrive or refill
     route          limits the output to this route when the merge changes nothing
-    plan           of a fetched row: print of the plan (agents/rules/plan.py) by which it was read
+    plan           of a fetched row, or one that fills a new field: print of the plan (agents/rules/plan.py) by which it was read
     """
 
     kind: Kind

@@ -193,6 +193,7 @@ class Route(Part):
 
     sources    "<connection>/<sObject>", or "<source>" of a webhook; their order decides between several sources of one target key
     map        a built-in map's name, or a path of a map file, relative to the flow file
+    fields     "all": every other field that the org shows of the sources goes to the target too, under its own name
     fetch      event: emit what was merged; query: a change event asks for the row with its relationship fields
     where      filter on the merged record (SOQL's comparison syntax); leaving it is a delete
     key        field of the mapped body, or template, that is the target key across connections; default: connection and record id
@@ -203,6 +204,7 @@ class Route(Part):
     sources: tuple[str, ...] = Field(alias="from", min_length=1)
     to: str
     map: str
+    fields: Literal["all"] | None = None
     quality: tuple[Literal["required", "duplicates", "types"], ...] = ("required",)
     fetch: Literal["event", "query"] = "event"
     where: str | None = None

@@ -108,10 +108,15 @@ class Map:
         if self.entity is not None:
             return ENTITY_COLUMNS[self.entity].get(leaf.target[0], "json")
         if (given := leaf.gives) is not None:
-            return "number" if given == "integer" else given
+            return column_of(given)
         kinds = {kind_of(sobject, source) for source in leaf.sources for sobject in sobjects if may_have(sobject, source) is not False}
         kind = kinds.pop() if len(kinds) == 1 else None
         return kind or "json"
+
+
+def column_of(type: MapType) -> ColumnType:
+    """Type of the column that holds such values."""
+    return "number" if type == "integer" else type
 
 
 Read = Callable[[Mapping[str, Any]], Any]

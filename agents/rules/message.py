@@ -70,7 +70,7 @@ def from_event(event: ChangeEvent, record_id: str, plan: Plan, epoch: int) -> Me
         message.whole = True
         values = _spoken(event, plan, None, message)
         for name in plan.flat:
-            if name not in values and name not in message.diffs and name not in ROW_ONLY:
+            if name not in values and name not in message.diffs and name not in ROW_ONLY and name not in plan.gone:
                 values[name] = None
         if plan.named and not isinstance(event.body.get("Name"), str):
             values["Name"] = full_name(values)

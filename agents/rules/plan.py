@@ -1,7 +1,7 @@
 """What must be known of a source's records: what maps and filters need, and what must be followed to keep that right. Pure."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from agents.rules.compound import FULL_NAME, PERSONS, parts, relationship_key
@@ -43,6 +43,7 @@ class Plan:
     dotted     relationship paths with their steps: known from rows only
     through    by relationship key ("OwnerId") the paths that go through it
     named      `Name` is derived from its parts in events
+    gone       paths of maps and filters that the org does not show any more: told by events or known from before, else left out
     hook       records are bodies of webhooks: `dotted` are all paths, replaced whole
     event      records are platform events: `dotted` are all paths, each event stands for itself and nothing is merged
     followed   every path whose value a record may hold
@@ -60,6 +61,7 @@ class Plan:
     hook: bool = False
     event: bool = False
     version: int = 0
+    gone: frozenset[str] = frozenset()
     concerns: Concerns = field(init=False, repr=False, compare=False)
     followed: frozenset[str] = field(init=False, repr=False, compare=False)
     print: str = field(init=False, repr=False, compare=False)
@@ -72,19 +74,24 @@ class Plan:
         object.__setattr__(self, "print", print)
 
 
-def make_plan(sobject: str, paths: Iterable[str], *, hook: bool = False, event: bool = False, version: int = 0) -> Plan:
-    """Plan for the paths that all routes of a source read. Id and IsDeleted are known without being merged."""
+def make_plan(
+    sobject: str, paths: Iterable[str], *, hook: bool = False, event: bool = False, version: int = 0, gone: Collection[str] = ()
+) -> Plan:
+    """Plan for the paths that all routes of a source read, those of `gone` where they are to be had. Id and IsDeleted are known without
+    being merged.
+    """
     wanted = dict.fromkeys(paths)
     if hook or event:
         all_paths = tuple((path, tuple(path.split("."))) for path in wanted)
         return Plan(sobject, frozenset(), (), frozenset(), all_paths, {}, False, hook, event, version)
     through: dict[str, tuple[str, ...]] = {}
     for path in wanted:
-        if key := relationship_key(path):
+        if path not in gone and (key := relationship_key(path)):
             through[key] = (*through.get(key, ()), path)
     named = sobject in PERSONS and "Name" in wanted
-    select = dict.fromkeys((*ALWAYS, *wanted, *through, *(("FirstName", "LastName") if named else ())))
+    shown = (path for path in wanted if path not in gone)
+    select = dict.fromkeys((*ALWAYS, *shown, *through, *(("FirstName", "LastName") if named else ())))
     needed = frozenset(select) - {"Id", "IsDeleted", *(ROW_ONLY - set(wanted))}
     dotted = tuple((path, tuple(path.split("."))) for path in wanted if "." in path)
-    flat = frozenset(name for name in needed if "." not in name) | (frozenset(FULL_NAME) if named else frozenset())
-    return Plan(sobject, needed, tuple(select), flat, dotted, through, named, version=version)
+    flat = frozenset(name for name in needed.union(gone) if "." not in name) | (frozenset(FULL_NAME) if named else frozenset())
+    return Plan(sobject, needed, tuple(select), flat, dotted, through, named, version=version, gone=frozenset(gone))

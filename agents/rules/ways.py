@@ -22,6 +22,7 @@ class Way:
 
     order      place of the source in the route's `from:`
     fields     paths that must be known before anything is emitted
+    gone       paths that the map or the filter reads too, and the org does not show any more; added: paths that no line or filter names
     version    of the route's map; 0 where maps are not versioned
     key        what names the target record: a path in the body, a template "{a}-{b}", or None: connection and record id
     once       duplicates are removed: of several emissions of one record in a chunk the last is enough
@@ -45,6 +46,13 @@ class Way:
     once: bool
     mail: str | None
     version: int = 0
+    gone: frozenset[str] = frozenset()
+    added: frozenset[str] = frozenset()
+
+    @property
+    def wanted(self) -> frozenset[str]:
+        """Every path that the map and the filter read."""
+        return self.fields | self.gone
 
     def shape(self, values: Mapping[str, Any], record_id: str) -> tuple[str, Body] | None:
         """Target key and body of a record that is not deleted; None when the filter keeps it out. Raises PermanentError."""

@@ -32,7 +32,9 @@ class Beside:
     def __init__(self, context: Context, name: str, sources: Sequence[str]) -> None:
         self._c, self._rest, self._sources = context, context.rest, sources
         self._repairs = Repairs(context, name, sources, others=[CAUSE])
-        self._rights = Rights(context.settings, context.rest, context.config, context.fields, sources, self._repairs.store)
+        self._rights = Rights(
+            context.settings, context.rest, context.config, context.wanted or context.fields, sources, self._repairs.store
+        )
         self._parents = ParentPolls(context, sources[0])
         self._task: asyncio.Task[None] | None = None
 

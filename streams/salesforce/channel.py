@@ -253,6 +253,8 @@ class Channel:
             await self._send([*plan.outputs, output(self._topics, *self._labels, intake.position)])
         if plan.epoch_rose:
             log.error("positions started anew", alert=True, key=self._key, epoch=intake.position.epoch)
+        if plan.reshaped:
+            self._c.rest.forget()
         self._opened(plan.incidents)
         self._count(plan)
 

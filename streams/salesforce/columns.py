@@ -51,7 +51,14 @@ CONVERT: Mapping[str, Convert] = {
 
 
 async def kinds_of(sobject: str, fields: Sequence[str], describe: Callable[[str], Awaitable[Row]]) -> dict[str, str]:
-    """Describe's type of each path. A relationship that leads to several sObjects is followed to the first that has the field."""
+    """Describe's type of each path, text where it is not told."""
+    return {path: kind or "string" for path, kind in (await types_of(sobject, fields, describe)).items()}
+
+
+async def types_of(sobject: str, fields: Sequence[str], describe: Callable[[str], Awaitable[Row]]) -> dict[str, str | None]:
+    """Describe's type of each path, None where the user sees no such field. A relationship that leads to several sObjects is followed
+    to the first that has the field.
+    """
     told: dict[str, Row] = {}
 
     async def look(name: str, steps: Sequence[str]) -> str | None:
@@ -71,7 +78,7 @@ async def kinds_of(sobject: str, fields: Sequence[str], describe: Callable[[str]
                         return found
         return None
 
-    return {path: await look(sobject, path.split(".")) or "string" for path in fields}
+    return {path: await look(sobject, path.split(".")) for path in fields}
 
 
 def encoder(sobject: str, header: Sequence[str], kinds: Mapping[str, str]) -> Encode:

@@ -26,7 +26,8 @@ class Readiness(Protocol):
 class Context:
     """Of one connection in this process.
 
-    fields   columns that rows of a source need, by source; living: by source the ids that we hold to be alive
+    fields   columns that rows of a source need, by source; wanted: those that maps name, also where the org does not show them any more
+    living   by source the ids that we hold to be alive
     backoff  between attempts; its pause is the time between two probes of what is refused
     """
 
@@ -43,6 +44,7 @@ class Context:
     health: Readiness | None
     living: Living | None = None
     rights_seconds: float = LOOK_SECONDS
+    wanted: Mapping[str, Sequence[str]] = field(default_factory=dict)
     held: Callable[[], str] = str
     """Why people want nothing read from the connection now, "" when it may be."""
     paused: set[str] = field(default_factory=set)

@@ -49,6 +49,7 @@ class Plan:
     unrouted: int = 0
     last_millis: int = 0
     epoch_rose: bool = False
+    reshaped: bool = False
 
 
 def dump(message: Any) -> bytes:
@@ -104,6 +105,7 @@ class Intake:
         self.position = position
         self.not_before: int | None = None
         self._siblings: set[tuple[str, ...]] = set()
+        self._schemas: dict[str, set[str]] = {}
         self._now = 0
 
     def plan(self, messages: Sequence[Any], now_ms: int) -> Plan:
@@ -127,6 +129,7 @@ class Intake:
         if self._dropped(plan, event):
             return
         plan.last_millis = max(plan.last_millis, event.committed)
+        plan.reshaped |= self._new_schema(event.sobject, message["data"].get("schema"))
         plan.outputs += (asked := self._asks(event))
         if event.sobject not in self._routed:
             plan.unrouted += not asked
@@ -173,6 +176,14 @@ class Intake:
         else:
             plan.outputs.append(Output(topic, name.encode(), value, headers))
             plan.received[sobject] += 1
+
+    def _new_schema(self, sobject: str, schema: Any) -> bool:
+        """Whether the event was made by other fields than any before it; of the first one nobody knows, so it is taken for such."""
+        known = self._schemas.setdefault(sobject, set())
+        fresh = isinstance(schema, str) and schema not in known
+        if fresh:
+            known.add(schema)
+        return fresh
 
     def _dropped(self, plan: Plan, event: ChangeEvent | PlatformEvent) -> bool:
         """Whether the event is a repeat, or older than the first start; else the position moves to it."""

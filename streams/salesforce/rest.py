@@ -39,12 +39,14 @@ HELD_SECONDS = 10.0
 IDS_PER_CALL = 200
 FIRST_LOOK, LOOK_SECONDS = 30.0, 600.0
 """Seconds to the first look at the limits, and between two."""
+DESCRIBED_SECONDS = 3600.0
+"""So long a describe is kept by a process that nothing told of a change."""
 URI_BYTES = 14_000
 """Salesforce refuses a URI above 16,384 bytes; headers count in some places."""
 
 ID = re.compile(r"[A-Za-z0-9]{15}(?:[A-Z0-5]{3})?")
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,120}(?:\.[A-Za-z][A-Za-z0-9_]{0,120}){0,5}")
-COLUMN = re.compile(r"No such column '([^']{1,200})'")
+COLUMN = re.compile(r"(?:No such column|Didn't understand relationship) '([^']{1,200})'")
 
 RETRY = frozenset({"SERVER_UNAVAILABLE", "QUERY_TIMEOUT", "UNKNOWN_EXCEPTION", "REQUEST_RUNNING_TOO_LONG", "INVALID_QUERY_LOCATOR"})
 OPERATOR = frozenset({"API_DISABLED_FOR_ORG", "API_CURRENTLY_DISABLED", "STORAGE_LIMIT_EXCEEDED", "USER_NOT_ENABLED"})
@@ -124,6 +126,9 @@ class Rest:
         """Made so far, by purpose."""
         self.held: Callable[[], str] = str
         """Why people want nothing read from the org now, "" when it may be. What a person waits for is done all the same."""
+        self.reshaped = asyncio.Event()
+        """Something told that the org's fields are others than they were: a schema that an event names, a field that is refused."""
+        self._described: dict[str | None, tuple[float, Row]] = {}
         self._made: tuple[Token, Client] | None = None
         self._making = threading.Lock()
 
@@ -199,10 +204,18 @@ class Rest:
         """Id of the user who is logged in; "" where the login did not say."""
         return (await self._login.token()).user
 
-    async def describe(self, sobject: str | None = None, purpose: str = "describe") -> Row:
-        """Describe of one sObject, or the list of all."""
-        body, _ = await self._get(f"sobjects/{check_name(sobject)}/describe" if sobject else "sobjects", purpose)
-        return body
+    async def describe(self, sobject: str | None = None, purpose: str = "describe", *, age: float = DESCRIBED_SECONDS) -> Row:
+        """Describe of one sObject, or the list of all; one that was asked for before, if that is at most `age` seconds ago."""
+        at, kept = self._described.get(sobject, (0.0, None))
+        if kept is None or time.monotonic() - at > age:
+            kept, _ = await self._get(f"sobjects/{check_name(sobject)}/describe" if sobject else "sobjects", purpose)
+            self._described[sobject] = time.monotonic(), kept
+        return kept
+
+    def forget(self) -> None:
+        """Fields may be others now: what was described is asked for anew, and who waits for `reshaped` is told."""
+        self._described.clear()
+        self.reshaped.set()
 
     async def publish(self, event: str, values: Row, purpose: str) -> str | None:
         """Publish a platform event; its EventUuid, where the reply names it."""
@@ -291,8 +304,10 @@ class Rest:
         try:
             found, header = await asyncio.to_thread(call, token)
             outcome = "ok"
-        except (PermanentError, PausedError):
+        except (PermanentError, PausedError) as error:
             outcome = "refused"
+            if isinstance(error, PermanentError) and error.field is not None:
+                self.forget()
             raise
         except LimitReachedError as error:
             outcome = "limit"

@@ -7,15 +7,15 @@ old one goes on withholding.
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from models.errors import PausedError, PermanentError, SettingsError
 from models.flow import Salesforce, channel_sobject
 from models.settings import Settings
 from streams import metrics
+from streams.salesforce.columns import types_of
 from streams.salesforce.incidents import Incident, read_incidents
 from streams.salesforce.messages import BUFFER_SECONDS
-from streams.salesforce.rest import Rest, check_id, check_name
+from streams.salesforce.rest import Rest, Row, check_id, check_name
 
 PURPOSE = "rights"
 LOOK_SECONDS = 600.0
@@ -83,18 +83,20 @@ async def withheld(
 
 
 async def _hidden(rest: Rest, sobject: str, paths: Sequence[str], purpose: str) -> list[str] | None:
-    """Those of an sObject's paths that its describe does not hold; None: the user does not see the sObject itself."""
+    """Those of an sObject's paths that describe does not hold; None: the user does not see the sObject itself."""
     try:
-        described = await rest.describe(sobject, purpose)
+        described = await rest.describe(sobject, purpose, age=0)
     except PermanentError:
         return None
     except PausedError as error:
         if "INSUFFICIENT_ACCESS" not in error.reason:
             raise
         return None
-    fields: list[dict[str, Any]] = described.get("fields") or []
-    names, links = {f.get("name") for f in fields}, {f.get("relationshipName") for f in fields}
-    return [path for path in paths if path.partition(".")[0] not in (links if "." in path else names)]
+
+    async def describe(name: str) -> Row:
+        return described if name == sobject else await rest.describe(name, purpose)
+
+    return [path for path, kind in (await types_of(sobject, paths, describe)).items() if kind is None]
 
 
 class Rights:

@@ -26,10 +26,11 @@ def row_outputs(
     run: str | None,
     bulk: bool,
     gone: int | None = None,
+    plan: str | None = None,
 ) -> list[Output]:
     """Records of rows (key, JSON) that were read together; a dead letter in the place of one that Kafka would not take.
 
-    `durable`: read before the rows. `gone`: epoch s at which there was none.
+    `durable`: read before the rows. `gone`: epoch s at which there was none. `plan`: by which they were read.
     """
     now = int(time.time() * 1000)
     headers = Envelope(
@@ -41,6 +42,7 @@ def row_outputs(
         began=durable.position,
         gone=gone,
         run=run,
+        plan=plan,
     ).headers()
     topic = topics.inbound(source, bulk=bulk)
     return [

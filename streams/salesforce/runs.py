@@ -29,7 +29,8 @@ class Run:
 
     source    "<connection>/<sObject>"
     state     wanted (not begun) | running | paused | done | failed | stopped; `why` says why it failed
-    by        command | first | repair: who asked for it; since: epoch s, of a repair: only what changed since then
+    by        command | first | repair | fields (that a map has anew): who asked for it
+    since     epoch s, of a repair: only what changed since then
     group     the sources that one command reads one after another, "a,b"; "" where it reads one
     where     SOQL condition; only: the fields a person named, "a,b"; via: how it was asked to be read, "" = by size
     way       how it is read; fields: fingerprint of the columns
@@ -46,7 +47,7 @@ class Run:
     run: str
     source: str
     state: State = "wanted"
-    by: Literal["command", "first", "repair"] = "command"
+    by: Literal["command", "first", "repair", "fields"] = "command"
     since: int = 0
     group: str = ""
     where: str = ""
@@ -89,6 +90,10 @@ class Run:
         """What the command said; the same command goes on with the run."""
         return self.by, self.source, self.group, self.where, self.only, self.via
 
+    def stopped(self) -> "Run":
+        """Ended for good."""
+        return replace(self, state="stopped", note="", owner="")
+
     def anew(self) -> "Run":
         """Nothing of it is read."""
         return replace(self, last="", job="", locator="", taken=0, rows=0)
@@ -105,6 +110,12 @@ def parse_run(key: bytes | None, value: bytes | None) -> Run | None:
         return Run(**{name: found[name] for name in Run.__dataclass_fields__ if name in found})
     except (ValueError, TypeError, AttributeError) as error:
         raise FatalError(f"run {key!r} in the runs topic is damaged ({error}); delete it and start the snapshot anew") from None
+
+
+def filling(source: str, fields: Sequence[str]) -> list[Run]:
+    """The run that reads these fields of every record, in which only what they change is told of."""
+    now = int(time.time() * 1000)
+    return [Run(f"fields-{uuid.uuid4().hex[:12]}", source, by="fields", only=",".join(fields), started=now)] if fields else []
 
 
 async def snapshot_runs(settings: Settings) -> dict[str, Run]:

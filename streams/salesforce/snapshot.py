@@ -62,12 +62,13 @@ async def run_snapshot(
     stop: asyncio.Event | None = None,
     rest: Rest | None = None,
     repair_since: int | None = None,
+    plan: str | None = None,
 ) -> Run:
     """Read `source` ("acme/Contact") into its bulk in-topic; the finished (stopped, or after `stop` unfinished) run.
 
     Without `run_id` an unfinished run of the same source, columns and condition that a command began is continued, else a new one begins.
     `where`: a checked SOQL condition; `only`: of the fields these; `via`: instead of by size. `repair_since`: only what changed since then
-    (epoch s, 0 = all), deleted records too; the named run is that of a repair.
+    (epoch s, 0 = all), deleted records too; the named run is that of a repair. `plan`: print of the plan that wants a run of `fields`.
     `progress` is called after each transaction. A Salesforce or Kafka that is away is waited for. Raises SettingsError (no such source or
     field; another process works on the run), PermanentError (Salesforce refuses the query), FatalError (another process took over).
     """
@@ -86,7 +87,7 @@ async def run_snapshot(
     begin = await retried(lambda: _alone(settings, begin, fields), WHAT)
     brake, positions = Brake(settings, flow, source), Positions(settings)
     keeper = Keeper(settings, begin, progress, lambda: brake.why)
-    work = _Work(settings, own, config, positions, keeper, fields, shared=rest is not None)
+    work = _Work(settings, own, config, positions, keeper, fields, shared=rest is not None, plan=plan)
     waiting, braking = asyncio.create_task((stop or asyncio.Event()).wait()), asyncio.create_task(brake.run())
     task = asyncio.create_task(work.run())
     try:
@@ -153,6 +154,7 @@ class _Work:
         fields: Sequence[str],
         *,
         shared: bool,
+        plan: str | None = None,
     ) -> None:
         self._shared = shared  # the subscriber's own login
         self._rest, self._config, self._positions, self._keeper, self._all = rest, config, positions, keeper, fields
@@ -160,6 +162,7 @@ class _Work:
         self._connection, _, self._sobject = keeper.at.source.partition("/")
         repairs = keeper.at.by == "repair"
         self._reason, self._deleted = Reason.REPAIR if repairs else Reason.SNAPSHOT, repairs
+        self._plan, self._quiet = plan, keeper.at.by == "fields"  # only what the rows change is to be told of
         self._bulk = Bulk(rest, self._reason.value)
         self._fields: tuple[str, ...] = ()
         self._where = ""
@@ -258,7 +261,9 @@ class _Work:
         """Rows (key, JSON) that were read at `durable`, and where the run is after them."""
         before = self._keeper.at.rows
         at = replace(at, state="done", note="") if done else at
-        await self._keeper.keep(at, row_outputs(self._topics, at.source, rows, durable, reason=self._reason, run=at.run, bulk=True))
+        reason, run = (Reason.POLL, None) if self._quiet else (self._reason, at.run)
+        outputs = row_outputs(self._topics, at.source, rows, durable, reason=reason, run=run, bulk=True, plan=self._plan)
+        await self._keeper.keep(at, outputs)
         metrics.SNAPSHOT_ROWS.labels(self._connection, self._sobject).inc(at.rows - before)
         metrics.RECEIVED.labels(self._connection, self._sobject, self._reason.value).inc(at.rows - before)
         if done:

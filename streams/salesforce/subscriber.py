@@ -40,11 +40,12 @@ async def run_subscriber(
     pause_seconds: float = 60.0,
     living: Living | None = None,
     rights_seconds: float = LOOK_SECONDS,
-    beside: Callable[[Rest], Coroutine[None, None, None]] | None = None,
+    wanted: Mapping[str, Sequence[str]] | None = None,
+    beside: Sequence[Callable[[Rest], Coroutine[None, None, None]]] = (),
 ) -> None:
     """Subscribe to every channel of a connection until `stop`. `fields`: columns that rows of a source need, by source; `living`: by source
-    the ids that we hold to be alive; `rights_seconds`: between two looks at what the user may see; `beside`: what else this process does
-    with the connection's calls.
+    the ids that we hold to be alive; `rights_seconds`: between two looks at what the user may see; `wanted`: the columns looked for
+    then, where they are not `fields`; `beside`: what else this process does with the connection's calls.
 
     `start_from` is needed only while no position is stored: "new" begins with what happens from now on, "retained" with everything that
     Salesforce still keeps. `snapshot`: at a first start also read every record once. Raises SettingsError (what a person must mend),
@@ -71,14 +72,14 @@ async def run_subscriber(
     await retried(pauses.follow, "pauses")
     rest.held = partial(pauses.why, "connection", connection)
     context = Context(
-        settings, flow, connection, config, fields, login, rest, start_from, snapshot, wait, health, living, rights_seconds, rest.held
-    )
+        settings, flow, connection, config, fields, login, rest, start_from, snapshot, wait, health, living, rights_seconds,
+        wanted or fields, rest.held,
+    )  # fmt: skip
     tasks = {asyncio.create_task(Channel(context, channel).run(), name=channel) for channel in channels}
     if config.poll:
         tasks.add(asyncio.create_task(Polled(context).run(), name="poll"))
     tasks.add(asyncio.create_task(rest.watch_limits()))
-    if beside is not None:
-        tasks.add(asyncio.create_task(beside(rest)))
+    tasks |= {asyncio.create_task(run(rest)) for run in beside}
     waiting = asyncio.create_task(stop.wait())
     try:
         done, _ = await asyncio.wait({waiting, *tasks}, return_when=asyncio.FIRST_COMPLETED)

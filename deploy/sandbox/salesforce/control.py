@@ -39,6 +39,7 @@ class Control:
             web.post("/sandbox/apps", self._app),
             web.get("/sandbox/records", self._records),
             web.get("/sandbox/commits", self._commits),
+            web.get("/sandbox/queries", self._queries),
             web.post("/sandbox/retention", self._retention),
             web.get("/sandbox/settings", self._settings),
             web.post("/sandbox/settings", self._set),
@@ -213,6 +214,10 @@ class Control:
         after = int(request.query.get("after", "0"))
         commits = [(e.replay_id, e.committed, e.entity, e.record_ids) for e in self.org.bus.after(after)]
         return serve.json({"commits": commits, "last": self.org.bus.last_replay_id})
+
+    async def _queries(self, _request: web.Request) -> web.Response:
+        """`[SOQL, rows found]` of the last 1000 queries of REST that were answered."""
+        return serve.json({"queries": list(self.org.queries)})
 
     async def _retention(self, request: web.Request) -> web.Response:
         """`{"upto": replay id}`: everything up to it can no longer be asked for."""

@@ -89,7 +89,8 @@ class Desk:
         return serve.json({"ended": len(gone)})
 
     async def _objects(self, request: web.Request) -> web.Response:
-        """`{"Canary__e": {"Nonce__c": "string"}, "Contact": {"Score__c": "double"}}`: what a file of custom fields holds, while it runs."""
+        """`{"Canary__e": {"Nonce__c": "string"}, "Contact": {"Score__c": "double"}}`: what a file of custom fields holds, while it runs;
+        a field that is null is taken away."""
         given = await serve.body(request)
         self.org.extend(given)
         return serve.json({"objects": sorted(self.org.schema.objects)})

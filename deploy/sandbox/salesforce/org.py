@@ -3,7 +3,7 @@
 import random
 import time
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -77,17 +77,19 @@ class Org:
         self._commit_number = 0
         self._pages = random.Random(seed)
         self._chance = random.Random(seed)
+        self.queries: deque[tuple[str, int]] = deque(maxlen=1000)  # the last ones of REST, and how many rows each found
         self.lost: list[tuple[int, str, list[str]]] = []  # what drop-events lost in the bus: replay id, entity, record ids
         self.schemas = {name: _schema_id(self.rng) for name in self.schema.objects}
 
     def extend(self, custom: dict[str, Any]) -> None:
-        """Add custom objects, fields and platform events while it runs. Errors: ValueError, and nothing is added."""
+        """Add custom objects, fields and platform events while it runs, take fields away. Errors: ValueError, and nothing is changed."""
         Schema(custom)  # refuses what is wrong before anything is touched
         for name, added in custom.items():
             self.schema.extend(name, added)
         for name, sobject in self.schema.objects.items():
             self.store.add(sobject)
-            self.schemas.setdefault(name, _schema_id(self.rng))
+            if name in custom or name not in self.schemas:  # events say by which fields they were made
+                self.schemas[name] = _schema_id(self.rng)
         self.access.forget_views()
 
     def now(self) -> float:

@@ -70,6 +70,7 @@ class Rest:
         result = permissions.answer(self.org, text, caller.user_id)
         if result is None:
             result = query.run(self.org.store, text, api(request), deleted=deleted, schema=caller.schema, sees=caller.sees)
+        self.org.queries.append((text, result.total))
         return self._page(request, result, 0, None)
 
     async def _more(self, request: web.Request, _caller: Caller) -> web.Response:

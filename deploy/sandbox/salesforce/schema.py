@@ -74,6 +74,13 @@ class SObject:
     def channel(self) -> str:
         return f"/event/{self.name}" if self.event else "/data/" + channel_name(self.name)
 
+    def remove(self, name: str) -> None:
+        """Take a custom field away, as an administrator does; what records held of it is seen no more."""
+        if (gone := self.fields.pop(name, None)) is not None:
+            del self.by_lower[name.lower()]
+            if gone.relationship:
+                del self.relationships[gone.relationship.lower()]
+
     def add(self, new: Field) -> None:
         self.fields[new.name] = new
         self.by_lower[new.name.lower()] = new
@@ -140,7 +147,9 @@ class Schema:
             self.extend(str(name), fields)
 
     def extend(self, name: str, fields: Any) -> None:
-        """Add custom fields to an object; a custom object or platform event that is not there is made. Errors: ValueError."""
+        """Add custom fields to an object, or take away those that are None; a custom object or platform event that is not there is made.
+        Errors: ValueError.
+        """
         if name not in self.objects:
             if not re.fullmatch(r"[A-Za-z]\w*__[ce]", name):
                 raise ValueError(
@@ -163,7 +172,9 @@ class Schema:
         if not isinstance(fields, dict):
             raise ValueError(f"{name}: expected a map of custom fields, e.g. `Score__c: {{type: double}}`")
         for field_name, options in fields.items():
-            if str(field_name) not in self.objects[name].fields:
+            if options is None and str(field_name).endswith("__c"):
+                self.objects[name].remove(str(field_name))
+            elif str(field_name) not in self.objects[name].fields:
                 self.objects[name].add(_custom_field(name, str(field_name), options if isinstance(options, dict) else {"type": options}))
 
     def enable_person_accounts(self) -> None:
