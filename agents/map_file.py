@@ -15,7 +15,6 @@ from streams.yaml_lines import Document, Mistake, Path_, did_you_mean, read_yaml
 
 Place = tuple[str, ...]
 OPTIONS = ("to", "or", "only", "transform", "type", "required", "nulls", "default")
-KEEP = "nulls: keep wants the value written before, which no map knows: a write is the whole record"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -102,9 +101,7 @@ class _Reader:
         type_, nulls = options.get("type"), options.get("nulls", "clear")
         if type_ is not None and type_ not in get_args(MapType):
             wrong((*place, "type"), f"unknown type {type_}", did_you_mean(type_, get_args(MapType)))
-        if nulls == "keep":
-            wrong((*place, "nulls"), KEEP, "write  nulls: skip  (no key) or  nulls: clear  (a null)")
-        elif nulls not in get_args(Nulls):
+        if nulls not in get_args(Nulls):
             wrong((*place, "nulls"), f"unknown policy {nulls}", did_you_mean(nulls, get_args(Nulls)))
         if not isinstance(required := options.get("required", False), bool):
             wrong((*place, "required"), "required is true or false", "write  required: true")

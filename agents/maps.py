@@ -185,7 +185,7 @@ def load_maps(flow: Flow, targets: Mapping[str, TargetFacts], versions: Mapping[
 
 def _added(sobject: str, found: Map, facts: TargetFacts, org: OrgFields, into: dict[str, ColumnType]) -> tuple[Leaf, ...]:
     """What `fields: all` gives beside the map's lines, which come first; their columns go to `into`. One of another type is left out."""
-    read = {source for leaf in found.leaves for source in leaf.sources}
+    read = {source for leaf in found.leaves if not leaf.sobjects or sobject in leaf.sobjects for source in leaf.sources}
     taken = {leaf.target[:end] for leaf in found.leaves for end in range(1, len(leaf.target) + 1)} - {("dataFields",)}
     leaves = []
     for name, kind in org.added.items():

@@ -228,7 +228,7 @@ class Writer:
         write = decode_write(record.value)
         if record.key != write.kafka_key:
             raise PermanentError("the record's key is not that of its write: what writes to this topic beside Headrace?")
-        if write.then is not None or not self.target.compares:
+        if write.then is not None or write.keeps or not self.target.compares:
             write.whole()  # it is going to be read: what cannot be is to be found here
         return write
 

@@ -40,6 +40,7 @@ class Write(Struct, kw_only=True):
     reason, run          of the event that caused it
     election             of the group of duplicates that decided this; of one source and revision the later speaks. 0: nobody had to decide
     version              of the route's map that shaped it; 0: made by a Headrace that knew of no versions
+    keeps                paths of the body where a missing value means: as this source record was written last under the same key
     always               snapshot, repair, replay, redrive: written even when equal to what `delivered` holds
     position, committed, received   of the last event merged: Salesforce's position, its commit and our receipt in epoch ms; for people
     """
@@ -60,6 +61,7 @@ class Write(Struct, kw_only=True):
     reason: str = "live"
     run: str | None = None
     version: int = 0
+    keeps: tuple[str, ...] = ()
     always: bool = False
     election: int = 0
     position: int | None = None

@@ -211,12 +211,15 @@ def apply(
     if refused or (stale and place is not None and write.version != state.held[place].version):
         state.may_hold(write.body)
     if not stale:
+        told = write.body
+        if write.keeps and place is not None and told != NULL != state.held[place].body:
+            told = write_json(_kept(read_json(told), read_json(state.held[place].body), write.keeps))
         fresh = Held(
             write.source,
             write.route,
             write.order,
             write.revision,
-            write.body,
+            told,
             write.position,
             write.committed,
             write.received,
@@ -270,6 +273,21 @@ def outdated(state: Delivered, write: WireWrite, applied: int) -> bool:
     if write.op == "release" or not write.version:
         return False
     return write.version < applied or any(write.version < held.version for held in state.held if held.route == write.route)
+
+
+def _kept(body: Body, before: Body, paths: Collection[str]) -> Body:
+    """`body` with what it lacks of these paths, as it was before."""
+    for path in paths:
+        *parents, name = path.split(".")
+        held: Any = before
+        for step in (*parents, name):
+            held = held.get(step) if isinstance(held, dict) else None
+        into: Any = body
+        for parent in parents if held is not None else ():
+            into = into.setdefault(parent, {}) if isinstance(into, dict) else None
+        if held is not None and isinstance(into, dict):
+            into.setdefault(name, held)
+    return body
 
 
 def _paths(*bodies: Body | None) -> Body:

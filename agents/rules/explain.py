@@ -74,6 +74,8 @@ def _told(leaf: Leaf, values: Mapping[str, Any]) -> Told:
         return Told(source, before, target, None, "; ".join((*notes, "required: the record becomes a dead letter")), False, fault=True)
     if after is _MISSING:
         return Told(source, None, target, None, "; ".join((*notes, "left out")), written=False)
+    if leaf.nulls == "keep":
+        return Told(source, before, target, None, "; ".join((*notes, "nulls: keep, what was written last stays")), written=False)
     if leaf.nulls == "skip":
         return Told(source, before, target, None, "; ".join((*notes, "nulls: skip, left out")), written=False)
     return Told(source, before, target, None, "; ".join((*notes, "clears the target")))

@@ -1,7 +1,8 @@
 """Maps: which value of a merged record goes where in a target's record. Compiled once; pure.
 
 Policy for nulls, unless the map says otherwise: a null is written as null at its path, so that the target is cleared; that holds for a
-null parent too (no Account: the Company fields are null, each by itself, so that siblings written by others stay). A field that the
+null parent too (no Account: the Company fields are null, each by itself, so that siblings written by others stay). `skip` and `keep` give
+no key then; for `keep` the writer has what stood there (agents/rules/delivery.py). A field that the
 object does not have, or that a webhook did not send, gives no key at all. Types are kept: false stays false.
 """
 
@@ -17,7 +18,7 @@ from models.write import Body
 
 ColumnType = Literal["text", "number", "boolean", "date", "datetime", "json"]
 MapType = Literal["text", "number", "integer", "boolean", "date", "datetime", "json"]
-Nulls = Literal["clear", "skip"]
+Nulls = Literal["clear", "skip", "keep"]
 _MISSING = object()
 
 
@@ -126,7 +127,7 @@ Read = Callable[[Mapping[str, Any]], Any]
 class CompiledMap:
     """A map for one source's records. `leaves` are the plain ones, `others` have a function each; both are made of `written`.
 
-    `required` are the paths, in the body, of what must be there.
+    `required` are the paths, in the body, of what must be there, `keeps` those where nothing means what was written last.
     """
 
     name: str
@@ -136,6 +137,7 @@ class CompiledMap:
     others: tuple[tuple[str, tuple[str, ...], str, Read], ...] = ()
     required: tuple[tuple[str, ...], ...] = ()
     written: tuple[Leaf, ...] = ()
+    keeps: tuple[str, ...] = ()
 
     def apply(self, values: Mapping[str, Any]) -> Body:
         """The mapped body of a merged record. Raises PermanentError naming the field whose value does not fit."""
@@ -185,6 +187,7 @@ def compile_map(found: Map, sobject: str, others: Iterable[str] = ()) -> Compile
         tuple((leaf.source, leaf.target[:-1], leaf.target[-1], _read(leaf)) for leaf in chosen if not is_plain(leaf)),
         tuple(leaf.target for leaf in chosen if leaf.required),
         tuple(chosen),
+        tuple(".".join(leaf.target) for leaf in chosen if leaf.nulls == "keep"),
     )
 
 

@@ -44,6 +44,7 @@ class WireWrite(msgspec.Struct, kw_only=True, gc=False):
     reason: str = "live"
     run: str | None = None
     version: int = 0
+    keeps: tuple[str, ...] = ()
     always: bool = False
     election: int = 0
     position: int | None = None
@@ -117,6 +118,8 @@ def _plain(write: Write) -> dict[str, Any]:
         plain["body"] = write.body
     if write.version:
         plain["version"] = write.version
+    if write.keeps:
+        plain["keeps"] = write.keeps
     if write.always:
         plain["always"] = True
     if write.election:

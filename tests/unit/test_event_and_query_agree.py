@@ -36,7 +36,7 @@ def lines(draw: st.DrawFn) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for number, path in enumerate(draw(st.lists(st.sampled_from(PATHS), min_size=1, unique=True))):
         line: dict[str, Any] = {"to": draw(st.sampled_from((f"f{number}", f"in.f{number}", f"in.deep.f{number}")))}
-        line["nulls"] = draw(st.sampled_from(("clear", "skip")))
+        line["nulls"] = draw(st.sampled_from(("clear", "skip", "keep")))
         if path not in ("Score__c", "Open__c") and draw(st.booleans()):
             line["transform"] = draw(st.lists(st.sampled_from(TEXT), min_size=1, max_size=2))
         if draw(st.booleans()):

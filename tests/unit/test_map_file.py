@@ -164,3 +164,13 @@ def test_one_record_in_is_one_body_out_in_order(records: list[dict[str, Any]]) -
     plain = compile_map(Map("m", tuple(leaf for leaf in loaded(DOCUMENT).leaves if not leaf.steps)), "Lead")
     bodies = [plain.apply(record) for record in records]
     assert bodies == [{"externalId": record["Id"]} if "Id" in record else {} for record in records]
+
+
+def test_where_nulls_keep_there_is_no_key_and_the_writer_is_told(tmp_path: Path) -> None:
+    text = "version: 1\nfields:\n  Phone: {to: deep.phone, nulls: keep}\n  Fax: {to: fax, nulls: keep, default: none}\n  Title: title\n"
+    found, problems = read_map(tmp_path / "m.yaml", text=text)
+    assert found is not None and not problems
+    compiled = compile_map(found, "Contact")
+    assert compiled.keeps == ("deep.phone", "fax")
+    assert compiled.apply({"Phone": None, "Fax": None, "Title": None}) == {"fax": "none", "title": None}
+    assert compiled.apply({"Phone": "1", "Fax": "2"}) == {"deep": {"phone": "1"}, "fax": "2"}

@@ -218,3 +218,24 @@ def test_deliveries_are_known_until_they_age_out_and_the_first_sight_counts() ->
     assert seen.first("d", 11, BUCKET_MS * (BUCKETS + 1)) == 11, "aged out"
     with pytest.raises(FatalError):
         Seen.decode(b'{"f":9}')
+
+
+VALUES = st.fixed_dictionaries({"a": st.sampled_from((None, 1, 2)), "b": st.sampled_from((None, 3)), "in": st.sampled_from((None, 5, 6))})
+
+
+@given(st.lists(VALUES, min_size=1, max_size=6))
+def test_where_nulls_keep_the_last_value_that_was_none_stands_and_elsewhere_a_null_does(course: list[dict[str, Any]]) -> None:
+    state, last = Delivered.decode(None), dict[str, Any]()
+    for offset, found in enumerate(course):
+        body = {"b": found["b"]} | ({} if found["a"] is None else {"a": found["a"]})
+        body |= {} if found["in"] is None else {"deep": {"in": found["in"]}}
+        write = replace(WRITE, revision=offset + 1, body=body, keeps=("a", "deep.in", "b.x"))
+        decision = apply(state, write, "live", offset)
+        assert apply(state, write, "live", offset).body == decision.body, "again after a crash"
+        last |= {name: value for name, value in found.items() if value is not None}
+        wanted = {"b": found["b"]} | ({"a": last["a"]} if "a" in last else {}) | ({"deep": {"in": last["in"]}} if "in" in last else {})
+        assert decision.body is not None and orjson.loads(bytes(decision.body)) == wanted
+        state = Delivered.decode(state.encode())
+    apply(state, replace(RELEASE, revision=100), "live", 100)
+    decision = apply(state, replace(WRITE, revision=101, body={"b": 1}, keeps=("a",)), "live", 101)
+    assert decision.body == Json(b'{"b":1}'), "what was taken back is not kept"
