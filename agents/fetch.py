@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
@@ -45,6 +45,7 @@ KEPT = 5_000
 GATHER_SECONDS = 10.0
 """Ids wait so long for others while the org's calls run short."""
 STRANGE_SECONDS = 1.0
+T = TypeVar("T")
 Mend = Callable[[Rest], Awaitable[None]]
 STAGE = "fetch"
 
@@ -229,7 +230,7 @@ class Fetch:
         one = requests[0]
         parents = list(dict.fromkeys(parent for request in requests for parent in request.parents))
         try:
-            durable, answer = await self._guard.call(partition, partial(self._children, one, parents), self._probe, CALL_SECONDS)
+            durable, answer = await self._mended(partition, one.sobject, partial(self._children, one, parents))
         except PermanentError as error:
             letter = partial(dead_letter_output, STAGE, topics=self._topics)
             dead += [letter(request.record, error, redrive_to=request.record.topic) for request in requests]
@@ -242,6 +243,19 @@ class Fetch:
         metrics.FETCHED.labels(self._connection, one.sobject, "row").inc(len(pairs))
         if len(pairs) == self._rest.page_size:
             outputs.append(children_request(self._topics.fetch(self._connection), one.sobject, one.through, parents, pairs[-1][0].decode()))
+
+    async def _mended(self, partition: Partition, sobject: str, call: Callable[[], Awaitable[T]]) -> T:
+        """Make the call; once more, where a field is refused and the maps are made to go with what the org has."""
+        before = self._fields[f"{self._connection}/{sobject}"]
+        try:
+            return await self._guard.call(partition, call, self._probe, CALL_SECONDS)
+        except PermanentError as error:
+            if error.field is None or self._mend is None:
+                raise
+            await self._guard.call(partition, partial(self._mend, self._rest), self._probe, CALL_SECONDS)
+            if self._fields[f"{self._connection}/{sobject}"] == before:
+                raise
+        return await self._guard.call(partition, call, self._probe, CALL_SECONDS)
 
     async def _children(self, one: Children, parents: Sequence[str]) -> tuple[Durable, Answer]:
         async with self._slots[one.sobject]:
@@ -273,18 +287,12 @@ class Fetch:
                 await call(left)
 
         async def call(ids: Sequence[str]) -> None:
-            before = tuple(self._fields[f"{self._connection}/{sobject}"])
             try:
-                found = await self._guard.call(partition, partial(self._read, sobject, ids), self._probe, CALL_SECONDS)
+                found = await self._mended(partition, sobject, partial(self._read, sobject, ids))
             except PermanentError as error:
                 if error.field is None:
                     raise  # may be the fault of one id: split
-                if self._mend is not None:
-                    await self._guard.call(partition, partial(self._mend, self._rest), self._probe, CALL_SECONDS)
-                if tuple(self._fields[f"{self._connection}/{sobject}"]) == before:
-                    give_up(ids, error)  # a field that is not there is everybody's
-                else:
-                    await call(ids)  # the maps go with what the org has now
+                give_up(ids, error)  # a field that is not there is everybody's
                 return
             if hidden := [] if found.proven else [record_id for record_id in ids if record_id not in found.rows]:
                 give_up(hidden, PermanentError(f"{sobject} is not found in Salesforce; {UNPROVEN}, and redrive", field="Id"))

@@ -8,6 +8,7 @@ that reads of every record the new fields and nothing else. No file is changed h
 import asyncio
 import time
 from collections.abc import Mapping, Set
+from functools import partial
 from typing import Any
 
 import structlog
@@ -26,6 +27,7 @@ from streams.salesforce.described import forget
 from streams.salesforce.leader import Leadership
 from streams.salesforce.rest import Rest
 from streams.salesforce.retry import retried
+from streams.salesforce.rights import described
 from streams.salesforce.runs import Run, filling, snapshot_runs
 from streams.salesforce.snapshot import run_snapshot
 from streams.salesforce.tokens import Vault
@@ -41,26 +43,26 @@ ROW_ONLY = frozenset({"LastActivityDate"})
 WHAT = "fields"
 
 
-def shown_fields(described: Mapping[str, Any], *, query: bool) -> dict[str, str]:
-    """What `fields: all` gives of a describe, by name the map's type. `query`: rows are read, so what events do not carry is known too."""
+def shown_fields(told: Mapping[str, Any], *, query: bool) -> dict[str, str]:
+    """What `fields: all` gives, told a describe: by name the map's type. `query`: rows are read, with what events do not carry."""
     return {
         str(field["name"]): TYPES.get(str(field.get("type")), "text")
-        for field in described.get("fields") or ()
+        for field in told.get("fields") or ()
         if field.get("type") not in LEFT_OUT
         and field["name"] not in NEVER
         and (query or not (field.get("calculated") or field["name"] in ROW_ONLY))
     }
 
 
-def followed(route: Route, held: OrgFields, described: Mapping[str, Any], missing: Set[str]) -> OrgFields:
+def followed(route: Route, held: OrgFields, told: Mapping[str, Any], missing: Set[str]) -> OrgFields:
     """In what a route's map follows the org from now on. `missing`: of the paths it names, those that the org does not show.
 
     A field that became another type is not taken any more: its column has the type it had.
     """
     added: dict[str, str] = {}
-    names = {str(field["name"]) for field in described.get("fields") or ()}
+    names = {str(field["name"]) for field in told.get("fields") or ()}
     if route.fields == "all":
-        now = shown_fields(described, query=route.fetch == "query")
+        now = shown_fields(told, query=route.fetch == "query")
         same = {name for name, kind in held.added.items() if name not in names or now.get(name) == kind}
         added = now | {name: kind if name in same else "" for name, kind in held.added.items()}
     return OrgFields(added, tuple(sorted(missing | (added.keys() - names))))
@@ -74,25 +76,18 @@ async def follow_org(maps: Versions, flow: Flow, rest: Rest) -> None:
     found: dict[str, tuple[Mapping[str, Any], frozenset[str]]] = {}
     for sobject in flow.sobjects(rest.connection):
         source = f"{rest.connection}/{sobject}"
-        try:
-            described = await rest.describe(sobject, WHAT, age=AGAIN_SECONDS)
-        except PermanentError:
-            continue
-        except PausedError as error:
-            if "INSUFFICIENT_ACCESS" not in error.reason:
-                raise
-            continue
-        kinds = await types_of(sobject, sorted(maps.now.read(source)), rest.describe)
-        found[source] = described, frozenset(path for path, kind in kinds.items() if kind is None)
+        if (told := await described(rest, sobject, WHAT, age=AGAIN_SECONDS)) and told.get("fields"):
+            kinds = await types_of(sobject, sorted(maps.now.read(source)), partial(described, rest, purpose=WHAT))
+            found[source] = told, frozenset(path for path, kind in kinds.items() if kind is None)
 
     def org(name: str, held: Mapping[str, OrgFields]) -> dict[str, OrgFields]:
         route = flow.routes[name]
         ways = {way.source: way.wanted for source in route.sources for way in maps.now.ways(source) if way.route == name}
         fresh = {source: held.get(source, OrgFields()) for source in route.sources}
         for source in fresh.keys() & found.keys():
-            described, missing = found[source]
+            told, missing = found[source]
             was = fresh[source].added
-            fresh[source] = followed(route, fresh[source], described, missing & ways.get(source, frozenset()))
+            fresh[source] = followed(route, fresh[source], told, missing & ways.get(source, frozenset()))
             if other := [field for field, kind in fresh[source].added.items() if not kind and was.get(field)]:
                 log.warning("fields are of another type now, and are not taken any more", alert=True, route=name, source=source,
                             fields=other, do="write a line for each in a map file, with a target path of its own")  # fmt: skip

@@ -55,7 +55,7 @@ async def kinds_of(sobject: str, fields: Sequence[str], describe: Callable[[str]
     return {path: kind or "string" for path, kind in (await types_of(sobject, fields, describe)).items()}
 
 
-async def types_of(sobject: str, fields: Sequence[str], describe: Callable[[str], Awaitable[Row]]) -> dict[str, str | None]:
+async def types_of(sobject: str, fields: Sequence[str], describe: Callable[[str], Awaitable[Row | None]]) -> dict[str, str | None]:
     """Describe's type of each path, None where the user sees no such field. A relationship that leads to several sObjects is followed
     to the first that has the field.
     """
@@ -64,7 +64,7 @@ async def types_of(sobject: str, fields: Sequence[str], describe: Callable[[str]
     async def look(name: str, steps: Sequence[str]) -> str | None:
         if name not in told:
             try:
-                told[name] = await describe(name)
+                told[name] = await describe(name) or {}
             except PermanentError:  # the user may not see that sObject; another one may have the field
                 told[name] = {}
         parts = [f for f in told[name].get("fields") or () if isinstance(f, dict)]

@@ -7,6 +7,7 @@ old one goes on withholding.
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from models.errors import PausedError, PermanentError, SettingsError
 from models.flow import Salesforce, channel_sobject
@@ -15,7 +16,7 @@ from streams import metrics
 from streams.salesforce.columns import types_of
 from streams.salesforce.incidents import Incident, read_incidents
 from streams.salesforce.messages import BUFFER_SECONDS
-from streams.salesforce.rest import Rest, Row, check_id, check_name
+from streams.salesforce.rest import DESCRIBED_SECONDS, Rest, Row, check_id, check_name
 
 PURPOSE = "rights"
 LOOK_SECONDS = 600.0
@@ -84,19 +85,21 @@ async def withheld(
 
 async def _hidden(rest: Rest, sobject: str, paths: Sequence[str], purpose: str) -> list[str] | None:
     """Those of an sObject's paths that describe does not hold; None: the user does not see the sObject itself."""
+    if await described(rest, sobject, purpose, age=0) is None:
+        return None
+    return [path for path, kind in (await types_of(sobject, paths, partial(described, rest, purpose=purpose))).items() if kind is None]
+
+
+async def described(rest: Rest, sobject: str, purpose: str, *, age: float = DESCRIBED_SECONDS) -> Row | None:
+    """Describe of an sObject; None: the user does not see it. Raises TemporaryError, PausedError."""
     try:
-        described = await rest.describe(sobject, purpose, age=0)
+        return await rest.describe(sobject, purpose, age=age)
     except PermanentError:
         return None
     except PausedError as error:
         if "INSUFFICIENT_ACCESS" not in error.reason:
             raise
         return None
-
-    async def describe(name: str) -> Row:
-        return described if name == sobject else await rest.describe(name, purpose)
-
-    return [path for path, kind in (await types_of(sobject, paths, describe)).items() if kind is None]
 
 
 class Rights:

@@ -11,8 +11,14 @@ from hypothesis import strategies as st
 from deploy.cli import main
 from deploy.fields import fields_of
 from deploy.sandbox.salesforce.org import CLIENT_ID, CLIENT_SECRET
-from models.errors import SettingsError
-from tests.support.salesforce import org
+from models.errors import PermanentError, SettingsError
+from models.flow import Salesforce
+from models.settings import Settings
+from streams.salesforce import described
+from streams.salesforce.auth import Login
+from streams.salesforce.columns import types_of
+from streams.salesforce.rest import Rest
+from tests.support.salesforce import flow_for, org
 
 
 def field(name: str, label: str, **more: Any) -> dict[str, Any]:
@@ -83,3 +89,38 @@ async def test_two_commands_ask_the_org_once_and_a_refresh_asks_again(
 
             with pytest.raises(SettingsError):
                 await asyncio.to_thread(fields, file, f"acme/{wrong}", False, False, True)
+
+
+async def test_a_process_asks_for_a_describe_once_until_something_tells_of_a_change() -> None:
+    async with org() as desk:
+        config = flow_for(desk.url).connections["acme"]
+        assert isinstance(config, Salesforce)
+        rest = Rest("acme", config, Login("acme", config, "."))
+        try:
+            first, again = await rest.describe("Contact"), await rest.describe("Contact")
+            assert again is first
+            assert rest.calls["describe"] == 1
+            await rest.describe("Contact", age=0)
+            assert rest.calls["describe"] == 2, "who must know asks anew"
+            with pytest.raises(PermanentError):
+                await rest.query("SELECT Nothing__c FROM Contact", "fetch")
+            assert rest.reshaped.is_set(), "a field that is refused tells of a change"
+            await desk.call("POST", "objects", Contact={"Score__c": "double"})
+            assert "Score__c" in {field["name"] for field in (await rest.describe("Contact"))["fields"]}
+            kinds = await types_of("Contact", ["Score__c", "Owner.Email", "Owner.Nothing__c", "Nothing__r.X"], rest.describe)
+            assert kinds == {"Score__c": "double", "Owner.Email": "email", "Owner.Nothing__c": None, "Nothing__r.X": None}
+        finally:
+            await rest.close()
+
+
+def test_a_command_takes_what_another_kept_for_an_hour_unless_somebody_forgets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, said = Settings(installation="t", state=tmp_path), {"fields": [{"name": "Id"}]}
+    described.keep(settings, "acme", "Contact", "https://a", said)
+    described.keep(settings, "other", "Contact", "https://a", said)
+    assert described.kept(settings, "acme", "Contact", "https://a") == said
+    assert described.kept(settings, "acme", "Contact", "https://another.org") is None
+    described.forget(settings, "acme")
+    assert described.kept(settings, "acme", "Contact", "https://a") is None
+    assert described.kept(settings, "other", "Contact", "https://a") == said
+    monkeypatch.setattr(described, "DESCRIBED_SECONDS", -1.0)
+    assert described.kept(settings, "other", "Contact", "https://a") is None

@@ -217,3 +217,12 @@ def test_however_often_and_in_whatever_pieces_events_come_each_is_kept_once(even
 )
 def test_ids_of_15_characters_get_their_checksum(short: str, long: str) -> None:
     assert (id18(short), id18(long)) == (long, long)
+
+
+def test_a_schema_that_no_event_had_before_tells_that_the_fields_are_others() -> None:
+    at, told = intake(), list[bool]()
+    for replay, schema in enumerate(("one", "one", "two", "one", "two", None, 5), 101):
+        message = change(A, second=1001, replay=replay)
+        message["data"]["schema"] = schema
+        told.append(at.plan([message], 0).reshaped)
+    assert told == [True, False, True, False, False, False, False], "of the first one nobody knows"

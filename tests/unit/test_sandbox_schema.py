@@ -106,3 +106,20 @@ def test_a_fault_that_cannot_be_is_refused(given: dict[str, Any]) -> None:
         Faults({"a": Kind("x")}).arm_given(given)
     with pytest.raises(UnknownFaultError):
         Faults({"a": Kind("x")}).clear("nope")
+
+
+def test_fields_come_and_go_while_the_org_runs_and_events_say_by_which_they_were_made() -> None:
+    org, schemas = Org(load(None)), []
+    contact = org.schema.objects["Contact"]
+    for fields in ({"Score__c": "double", "Boss__c": {"type": "reference", "references": "User"}}, {"Score__c": None, "Boss__c": None}, {}):
+        org.extend({"Contact": fields} if fields else {"Lead": {"Score__c": "double"}})
+        transaction = org.begin("005000000000000AAA")
+        transaction.create(contact, {"LastName": "x"})
+        org.commit(transaction)
+        schemas.append(json.loads(org.bus.after(0)[-1].data)["schema"])
+        there = {"Score__c", "Boss__c"} & contact.fields.keys()
+        assert bool(there) == (len(schemas) == 1)
+        assert ("boss__r" in contact.relationships, "score__c" in contact.by_lower) == (bool(there), bool(there))
+    assert schemas[0] != schemas[1] == schemas[2]
+    org.extend({"Contact": {"Never__c": None, "LastName": "string"}})
+    assert contact.fields["LastName"].length == 80, "what is there stays as it is"
