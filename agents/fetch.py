@@ -7,16 +7,17 @@ no target. A Salesforce that is away stalls this agent only.
 import asyncio
 import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
 
 from agents.guard import Guard, per_record, split
 from agents.maps import InUse
+from agents.org_fields import Mend, mended
 from models.envelope import Envelope, Kind, Reason
 from models.errors import PermanentError, SettingsError, TemporaryError
 from models.flow import Flow, Salesforce
@@ -45,8 +46,6 @@ KEPT = 5_000
 GATHER_SECONDS = 10.0
 """Ids wait so long for others while the org's calls run short."""
 STRANGE_SECONDS = 1.0
-T = TypeVar("T")
-Mend = Callable[[Rest], Awaitable[None]]
 STAGE = "fetch"
 
 
@@ -144,11 +143,12 @@ class Fetch:
         config = flow.connections.get(connection)
         if not isinstance(config, Salesforce):
             raise SettingsError(f"{connection} is no Salesforce connection of the flow: nothing can be fetched from it")
-        self._connection, self._config, self._fields, self._maps, self._mend = connection, config, fields, maps, mend
+        self._connection, self._config, self._fields, self._maps = connection, config, fields, maps
         self._sobjects = frozenset(flow.sobjects(connection))
         self._topics = Topics(settings.installation)
         self._guard = guard or Guard(STAGE, connection)
         self._rest = Rest(connection, config, Login(connection, config, flow.folder, vault=Vault.of(settings)), settings)
+        self._mend = partial(mend, self._rest) if mend else None
         self._positions = Positions(settings)
         self._open: dict[str, _Batch] = {}
         self._kept: OrderedDict[tuple[str, str], tuple[float, _Read]] = OrderedDict()
@@ -230,7 +230,8 @@ class Fetch:
         one = requests[0]
         parents = list(dict.fromkeys(parent for request in requests for parent in request.parents))
         try:
-            durable, answer = await self._mended(partition, one.sobject, partial(self._children, one, parents))
+            call = mended(partial(self._children, one, parents), self._maps, self._mend)
+            durable, answer = await self._guard.call(partition, call, self._probe, CALL_SECONDS)
         except PermanentError as error:
             letter = partial(dead_letter_output, STAGE, topics=self._topics)
             dead += [letter(request.record, error, redrive_to=request.record.topic) for request in requests]
@@ -243,19 +244,6 @@ class Fetch:
         metrics.FETCHED.labels(self._connection, one.sobject, "row").inc(len(pairs))
         if len(pairs) == self._rest.page_size:
             outputs.append(children_request(self._topics.fetch(self._connection), one.sobject, one.through, parents, pairs[-1][0].decode()))
-
-    async def _mended(self, partition: Partition, sobject: str, call: Callable[[], Awaitable[T]]) -> T:
-        """Make the call; once more, where a field is refused and the maps are made to go with what the org has."""
-        before = self._fields[f"{self._connection}/{sobject}"]
-        try:
-            return await self._guard.call(partition, call, self._probe, CALL_SECONDS)
-        except PermanentError as error:
-            if error.field is None or self._mend is None:
-                raise
-            await self._guard.call(partition, partial(self._mend, self._rest), self._probe, CALL_SECONDS)
-            if self._fields[f"{self._connection}/{sobject}"] == before:
-                raise
-        return await self._guard.call(partition, call, self._probe, CALL_SECONDS)
 
     async def _children(self, one: Children, parents: Sequence[str]) -> tuple[Durable, Answer]:
         async with self._slots[one.sobject]:
@@ -288,7 +276,8 @@ class Fetch:
 
         async def call(ids: Sequence[str]) -> None:
             try:
-                found = await self._mended(partition, sobject, partial(self._read, sobject, ids))
+                read = mended(partial(self._read, sobject, ids), self._maps, self._mend)
+                found = await self._guard.call(partition, read, self._probe, CALL_SECONDS)
             except PermanentError as error:
                 if error.field is None:
                     raise  # may be the fault of one id: split

@@ -7,14 +7,15 @@ that reads of every record the new fields and nothing else. No file is changed h
 
 import asyncio
 import time
-from collections.abc import Mapping, Set
+from collections.abc import Awaitable, Callable, Mapping, Set
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
 from agents.map_draft import LEFT_OUT, NEVER, TYPES
 from agents.map_versions import Versions
+from agents.maps import InUse
 from models.errors import PausedError, PermanentError, SettingsError, TemporaryError
 from models.flow import Flow, Route, Salesforce
 from models.scrub import scrub
@@ -41,6 +42,9 @@ AGAIN_SECONDS = 5.0
 ROW_ONLY = frozenset({"LastActivityDate"})
 """Beside formulas, what events do not carry: known to routes that read each row."""
 WHAT = "fields"
+T = TypeVar("T")
+Mend = Callable[[Rest], Awaitable[None]]
+"""`follow_org` of a process."""
 
 
 def shown_fields(told: Mapping[str, Any], *, query: bool) -> dict[str, str]:
@@ -94,6 +98,24 @@ async def follow_org(maps: Versions, flow: Flow, rest: Rest) -> None:
         return {source: fields for source, fields in fresh.items() if fields != OrgFields()}
 
     await maps.adapt(org)
+
+
+def mended(call: Callable[[], Awaitable[T]], maps: InUse | None, mend: Callable[[], Awaitable[None]] | None) -> Callable[[], Awaitable[T]]:
+    """A call that is made once more where it is refused a field, after `mend`, if the maps in use are others then."""
+
+    async def made() -> T:
+        seen = maps.now if maps else None
+        try:
+            return await call()
+        except PermanentError as error:
+            if error.field is None or mend is None or maps is None:
+                raise
+            await mend()
+            if maps.now is seen:
+                raise
+        return await call()
+
+    return made
 
 
 class FieldWatch:

@@ -73,9 +73,7 @@ def process_stage(flow: Flow, settings: Settings, maps: InUse, held: HeldRoutes 
         if work.strange - missed:  # rows that were read by other maps: those of ours that are older would pass their new fields over
             await caught_up(maps, partition)
             missed.update(work.strange)
-            again = Processing(chunk, partition, topics, maps.now, states)
-            again.gated, again.paused, work = work.gated, work.paused, again
-            result = work.run()
+            return await handle(chunk, partition)
         if work.swarm and (why := watch.passed(work.swarm, partition.share(), work.now())):
             again = Processing(chunk, partition, topics, work.maps, states)
             again.gated, again.paused = watch.gated, work.paused | why.keys()
@@ -296,25 +294,9 @@ class Processing:
     def _emit_event(self, way: Way, message: Message, envelope: Envelope, name: str) -> Went:
         if (shaped := self._shape(way, message.values, name)) is None:
             return "gone"
-        write = Write(
-            op=Op.WRITE,
-            route=way.route,
-            object=way.object,
-            key=shaped[0],
-            source=f"{self.source}/{name if way.key is None else shaped[0]}",
-            order=way.order,
-            revision=message.committed or 1,
-            body=shaped[1],
-            on_delete=way.on_delete,
-            reason=envelope.reason,
-            run=envelope.run,
-            version=way.version,
-            keeps=way.map.keeps,
-            always=envelope.reason in ALWAYS_EMITS,
-            position=message.position,
-            committed=message.committed,
-            received=envelope.received,
-        )
+        told = RecordState(position=message.position, committed=message.committed, received=envelope.received)
+        write = self._write(way, told, envelope, name if way.key is None else shaped[0], WRITE, *shaped)
+        write = replace(write, revision=message.committed or 1)
         topic = self.topics.writes(way.target, bulk=envelope.reason in FLOODS)
         self.outputs.append(Output(topic, write.kafka_key, encode_write(write)))
         self.emitted[way.route, way.target] += 1

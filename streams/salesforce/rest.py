@@ -37,10 +37,8 @@ TIMEOUT = (10.0, 130.0)
 HELD_SECONDS = 10.0
 """So long waits who was not let through because people paused the connection."""
 IDS_PER_CALL = 200
-FIRST_LOOK, LOOK_SECONDS = 30.0, 600.0
-"""Seconds to the first look at the limits, and between two."""
-DESCRIBED_SECONDS = 3600.0
-"""So long a describe is kept by a process that nothing told of a change."""
+FIRST_LOOK, LOOK_SECONDS, DESCRIBED_SECONDS = 30.0, 600.0, 3600.0
+"""Seconds to the first look at the limits, between two, and so long a describe counts that nobody forgot."""
 URI_BYTES = 14_000
 """Salesforce refuses a URI above 16,384 bytes; headers count in some places."""
 
@@ -127,7 +125,7 @@ class Rest:
         self.held: Callable[[], str] = str
         """Why people want nothing read from the org now, "" when it may be. What a person waits for is done all the same."""
         self.reshaped = asyncio.Event()
-        """Something told that the org's fields are others than they were: a schema that an event names, a field that is refused."""
+        """The org's fields are others than they were: an event names a new schema, a field was refused."""
         self._described: dict[str | None, tuple[float, Row]] = {}
         self._made: tuple[Token, Client] | None = None
         self._making = threading.Lock()
@@ -205,7 +203,7 @@ class Rest:
         return (await self._login.token()).user
 
     async def describe(self, sobject: str | None = None, purpose: str = "describe", *, age: float = DESCRIBED_SECONDS) -> Row:
-        """Describe of one sObject, or the list of all; one that was asked for before, if that is at most `age` seconds ago."""
+        """Describe of one sObject, or the list of all; one that was told before and not forgotten, if that is at most `age` seconds ago."""
         at, kept = self._described.get(sobject, (0.0, None))
         if kept is None or time.monotonic() - at > age:
             kept, _ = await self._get(f"sobjects/{check_name(sobject)}/describe" if sobject else "sobjects", purpose)
