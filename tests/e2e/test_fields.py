@@ -48,8 +48,8 @@ def rows(made: Rig, table: str, *columns: str) -> dict[str, tuple[Any, ...]]:
     """Of what stands, by record id."""
     with made.database() as database:
         try:
-            query = SQL(", ".join(["_key", *(f'"{column}"' for column in columns)]))  # type: ignore[arg-type]
-            found = database.execute(SQL("SELECT {} FROM crm.{} WHERE NOT _deleted").format(query, SQL(table)))  # type: ignore[arg-type]
+            query = SQL(", ".join(["_key", *(f'"{column}"' for column in columns)]))
+            found = database.execute(SQL("SELECT {} FROM crm.{} WHERE NOT _deleted").format(query, SQL(table)))
             return {key.rpartition("/")[2]: tuple(values) for key, *values in found.fetchall()}
         except (psycopg.errors.UndefinedColumn, psycopg.errors.UndefinedTable):
             return {}

@@ -10,8 +10,9 @@ from structlog.testing import capture_logs
 from agents.map_versions import Versions
 from models.flow import Flow
 from models.settings import Settings
-from streams.map_versions import MapText, publish, read_versions
-from streams.publish import read_all
+from streams.map_versions import MapText, OrgFields, publish, read_versions
+from streams.publish import Publisher, read_all
+from streams.salesforce.runs import Run, snapshot_runs
 from streams.topics import Topics
 from tests.support.broker import settings_for, topics
 from tests.support.flows import TARGETS, flow
@@ -32,7 +33,7 @@ class Desk:
         if text is not None:
             (folder / "m.yaml").write_text(text)
         made = flow(
-            people={"from": ["acme/Contact"], "to": "warehouse", "map": "m.yaml"},
+            people={"from": ["acme/Contact"], "to": "warehouse", "map": "m.yaml", "fields": "all"},
             leads={"from": ["acme/Lead"], "to": "warehouse", "map": "lead"},
         )
         return made.model_copy(update={"folder": str(folder)})
@@ -55,7 +56,7 @@ class Desk:
 @pytest.fixture
 async def desk(kafka: str, tmp_path: Path) -> AsyncIterator[Desk]:
     settings = settings_for(kafka, tmp_path)
-    async with topics(settings, [], [Topics(settings.installation).maps]):
+    async with topics(settings, [], [Topics(settings.installation).maps, Topics(settings.installation).runs]):
         made = Desk(settings, tmp_path)
         yield made
         for task in made.tasks:
@@ -115,6 +116,30 @@ async def test_a_worker_that_starts_follows_the_topic_with_an_old_file_and_publi
     assert (await old.activate(wanted))["people"].number == 4
     await desk.until(lambda: old.version("people") == broken.version("people") == 4)
     assert (await old.activate(wanted, above=9))["people"].number == 10
+
+
+async def test_a_new_field_of_the_org_is_one_version_and_one_run_whoever_sees_it_and_a_changed_file_keeps_it(desk: Desk) -> None:
+    one, two = await asyncio.gather(desk.worker("one", FIRST), desk.worker("two", FIRST))
+
+    async def look(*fields: str) -> list[str]:
+        """Both see these fields beside the map's lines: the runs that read some."""
+        held = {"acme/Contact": OrgFields(dict.fromkeys(fields, "number"))}
+        await asyncio.gather(*(each.adapt(lambda route, _: held if route == "people" else {}) for each in (one, two)))
+        return [run.only for run in (await snapshot_runs(desk.settings)).values() if run.by == "fields"]
+
+    assert await look("Score__c") == [], "the first snapshot, which is still to come, has it"
+    assert one.columns("warehouse")["m"] == {"mail": "text", "Score__c": "number"}
+    publisher = Publisher(desk.settings)
+    await publisher.send([Run("first", "acme/Contact", state="done").output(Topics(desk.settings.installation))])
+    await publisher.stop()
+    assert await look("Score__c", "Size__c") == await look("Score__c", "Size__c") == ["Size__c"]
+    assert (one.version("people"), two.version("people"), one.version("leads")) == (3, 3, 1)
+    desk.edit("one", SECOND)
+    await twice(one)
+    await desk.until(lambda: two.version("people") == 4)
+    assert set(two.columns("warehouse")["m"]) == {"mail", "title", "Score__c", "Size__c"}
+    restarted = await desk.worker("one")
+    assert restarted.version("people") == 4, "a file that was there before is no change"
 
 
 async def test_numbers_are_given_once_however_many_publish_at_once(desk: Desk) -> None:

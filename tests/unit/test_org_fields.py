@@ -127,7 +127,7 @@ async def test_a_record_without_a_field_that_is_gone_is_whole_and_one_that_had_i
     later.partition, later.offsets = p.partition, p.offsets
     [row] = await later.feed(p.row("Contact", ID, 20, 1010, {"Email": "b@x"}))
     assert row.body == {"mail": "b@x", "title": "CEO"}
-    assert later.dead == later.fetches == []
+    assert (later.dead, later.fetches) == ([], [])
 
 
 class Behind:
