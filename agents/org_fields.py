@@ -43,7 +43,7 @@ ROW_ONLY = frozenset({"LastActivityDate"})
 """Beside formulas, what events do not carry: known to routes that read each row."""
 WHAT = "fields"
 T = TypeVar("T")
-Mend = Callable[[Rest], Awaitable[None]]
+Mend = Callable[[Rest], Awaitable[object]]
 """`follow_org` of a process."""
 
 
@@ -72,10 +72,10 @@ def followed(route: Route, held: OrgFields, told: Mapping[str, Any], missing: Se
     return OrgFields(added, tuple(sorted(missing | (added.keys() - names))))
 
 
-async def follow_org(maps: Versions, flow: Flow, rest: Rest) -> None:
-    """Make the maps in use go with what the org of `rest` has now. Raises TemporaryError, PausedError, FatalError.
+async def follow_org(maps: Versions, flow: Flow, rest: Rest) -> dict[str, frozenset[str]]:
+    """Make the maps in use go with what the org of `rest` has now; by source all its fields.
 
-    Of an sObject that the user does not see nothing is said: the look at rights tells.
+    Of an sObject that the user does not see nothing is said: the look at rights tells. Raises TemporaryError, PausedError, FatalError.
     """
     found: dict[str, tuple[Mapping[str, Any], frozenset[str]]] = {}
     for sobject in flow.sobjects(rest.connection):
@@ -98,9 +98,12 @@ async def follow_org(maps: Versions, flow: Flow, rest: Rest) -> None:
         return {source: fields for source, fields in fresh.items() if fields != OrgFields()}
 
     await maps.adapt(org)
+    return {source: frozenset(str(field["name"]) for field in told["fields"]) for source, (told, _) in found.items()}
 
 
-def mended(call: Callable[[], Awaitable[T]], maps: InUse | None, mend: Callable[[], Awaitable[None]] | None) -> Callable[[], Awaitable[T]]:
+def mended(
+    call: Callable[[], Awaitable[T]], maps: InUse | None, mend: Callable[[], Awaitable[object]] | None
+) -> Callable[[], Awaitable[T]]:
     """A call that is made once more where it is refused a field, after `mend`, if the maps in use are others then."""
 
     async def made() -> T:
@@ -123,6 +126,7 @@ class FieldWatch:
 
     def __init__(self, settings: Settings, flow: Flow, connection: str, maps: Versions) -> None:
         self._settings, self._flow, self._connection, self._maps = settings, flow, connection, maps
+        self._names: dict[str, frozenset[str]] = {}
         self._leadership = Leadership(settings, f"fields.{connection}", f"fields.{connection}")
 
     async def first(self) -> None:
@@ -152,9 +156,16 @@ class FieldWatch:
 
     async def _look(self, rest: Rest) -> None:
         try:
-            await follow_org(self._maps, self._flow, rest)
+            now = await follow_org(self._maps, self._flow, rest)
         except (TemporaryError, PausedError) as error:
             log.info("the org's fields are unknown now", connection=self._connection, reason=scrub(error.reason))
+            return
+        for source, names in now.items():
+            if new := sorted(names - self._names.get(source, names) - self._maps.now.read(source)):
+                log.info(
+                    "the org has new fields that no map takes", source=source, fields=new, do="map them, or give a route `fields: all`"
+                )
+        self._names |= now
 
     async def _lead(self, rest: Rest) -> None:
         """Have it looked at intervals, and read what new versions of maps ask for."""
