@@ -198,6 +198,7 @@ class Processing:
         envelope, message = read(record, plan)
         if envelope.plan is not None and envelope.plan != plan.print:
             self.strange.add(envelope.plan)
+        filling = envelope.plan is not None and envelope.reason is Reason.POLL  # a new field, which is no news of the record
         if (plan.hook or plan.event) and envelope.run is None and envelope.route is None and self._repeated(record):
             return "duplicate"
         if plan.event:
@@ -224,7 +225,7 @@ class Processing:
                 found = self.parked.setdefault((way.route, record_id), [])
                 found += marks(way, state, merged.changed) if way.route in self.gated else ()
             elif step is EMIT:
-                if way.route in self.gated:
+                if way.route in self.gated and not filling:
                     self.swarm.update((way.route, mark) for mark in marks(way, state, merged.changed))
                 self._told(record, way, envelope, record_id, self._emit, way, state, envelope, record_id, record.offset)
             elif step is QUERY:

@@ -156,6 +156,20 @@ async def test_a_worker_that_is_behind_catches_up_before_it_takes_rows_that_fill
     assert maps.asked == 2, "once for each plan"
 
 
+@pytest.mark.parametrize("plan", ["filling", None])
+async def test_a_new_field_that_is_empty_everywhere_is_no_swarm(plan: str | None) -> None:
+    gated = ALL | {"gates": {"null": 2}}
+    maps = load_maps(flow(whole=gated), TARGETS, {"whole": MapVersion("whole", 1, MapText.of("m.yaml", "Email: mail\nTitle: title\n"))})
+    p, ids = Pipeline(flow(whole=gated), maps), [f"003Qx00000Ke4R{n}IAJ" for n in range(4)]
+    for id in ids:
+        await p.feed(
+            p.change("Contact", id, "UPDATE", 10, 1000, {"Email": "a@x"}), p.row("Contact", id, 20, 1000, {"Email": "a@x", "Title": "x"})
+        )
+    rows = [p.row("Contact", id, 30, 1010, {"Title": None}, bulk=True, plan=plan, reason=Reason.POLL) for id in ids]
+    written = await p.feed(*rows)
+    assert (len(written), any("pauses" in topic for topic in p.topics)) == ((4, False) if plan else (0, True))
+
+
 def test_a_version_is_kept_with_what_it_follows_and_a_changed_file_takes_it_over() -> None:
     held = MapVersion("whole", 3, MapText("m.yaml", TEXT, "h1", {SOURCE: OrgFields(TOLD, ("Email",))}), ("h0",))
     output = held.output(Topics("t"))
