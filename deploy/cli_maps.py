@@ -77,7 +77,8 @@ def fields(
     flow: FlowOption = None,
     json: JsonOption = False,
 ) -> None:
-    """List the fields of an sObject that the connection's user sees: standard ones, then custom ones, by label; parts instead of compounds.
+    """List the fields of an sObject that the connection's user sees, and the routes that read them: standard ones, then custom ones, by
+    label; parts instead of compounds.
 
     Example: headrace fields acme/Contact --writable
     """
