@@ -87,10 +87,12 @@ class Delivered(msgspec.Struct, array_like=True):
 
     def body(self) -> Json:
         """What should stand: the winner's body, and where that says nothing, not even null, what the next one says. NULL: nobody speaks."""
-        speaking = [held for held in self.held if held.speaks]
-        if len(speaking) < 2:
-            return speaking[0].body if speaking else NULL
-        first, *others = sorted(speaking, key=_rank)
+        if len(self.held) == 1:
+            return self.held[0].body if self.held[0].speaks else NULL
+        speaking = sorted((held for held in self.held if held.speaks), key=_rank)
+        if not speaking:
+            return NULL
+        first, *others = speaking
         whole = read_json(first.body)
         filled = [_fill(whole, read_json(other.body)) for other in others]
         return write_json(whole) if any(filled) else first.body
