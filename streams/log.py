@@ -55,7 +55,6 @@ def set_up_logging(form: Literal["text", "json"] | str = "text", *, stream: Text
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level)),
         logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(out)
     handler.addFilter(lambda record: record.levelno > logging.INFO or not str(record.msg).startswith("[^"))  # each service of Faust

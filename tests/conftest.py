@@ -12,8 +12,15 @@ import structlog
 from tests.support.services import chosen, database_url, kafka
 
 __all__ = ["database_url", "kafka"]
-hypothesis.settings.register_profile("untimed", parent=hypothesis.settings())
+hypothesis.settings.register_profile("untimed", parent=hypothesis.settings(), deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+
+@pytest.fixture(autouse=True)
+def unlogged() -> Iterator[None]:
+    """No test inherits how another one logs: level and processors are the process's."""
+    yield
+    structlog.reset_defaults()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,5 +1,6 @@
 """The sandbox Iterable passes the suite, and shows what only Iterable does: buckets, whole-batch refusals, learnt types, renames."""
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -215,14 +216,14 @@ class TestIterable(Conformance):
             await bench.target.start({"users": {"email": "text", "FirstName": "text"}})
 
     async def test_the_process_keeps_to_its_share_of_the_rate(self, rig: IterableRig) -> None:
-        options = {"type": "iterable", "api_key": rig.key, "base_url": rig.sandbox.url, "requests_per_second": 100}
+        options = {"type": "iterable", "api_key": rig.key, "base_url": rig.sandbox.url, "requests_per_second": 40}
         rig.target = lambda name, installation: make_target(name, TargetOptions.model_validate(options), installation)  # type: ignore[method-assign]
         bench = Bench(rig)
         bench.partition.part = 0.25
-        waited = metrics.WAITED.labels(bench.name)._value
+        began = time.monotonic()
         for n in range(3):
             await bench.give(bench.write(ANN, {"name": f"n{n}"}))
-        assert waited.get() >= 0.04, "three calls at 25 a second begin at 0, 0.04 and 0.08 s"
+        assert time.monotonic() - began >= 0.2, "three calls at 10 a second begin at 0, 0.1 and 0.2 s"
         await bench.target.close()
 
     async def test_the_key_is_nowhere_to_be_read(self, rig: IterableRig, bench: Bench) -> None:
