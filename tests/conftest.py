@@ -17,8 +17,8 @@ hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)
-def unlogged() -> Iterator[None]:
-    """No test inherits how another one logs: level and processors are the process's."""
+def own_logging() -> Iterator[None]:
+    """A command that a test runs sets up logging, as for its process: the next test, whichever that is, begins without."""
     yield
     structlog.reset_defaults()
 
@@ -26,15 +26,6 @@ def unlogged() -> Iterator[None]:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the tests marked slow too")
     parser.addoption("--no-containers", action="store_true", help="start local servers even where a Docker engine answers")
-
-
-@pytest.fixture(autouse=True)
-def own_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A command that a test runs sets up logging, as for its process: the next test, whichever that is, begins without."""
-    configure = structlog.configure
-    monkeypatch.setattr(structlog, "configure", lambda **how: configure(**how | {"cache_logger_on_first_use": False}))
-    yield
-    structlog.reset_defaults()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
