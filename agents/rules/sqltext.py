@@ -29,6 +29,17 @@ def is_name(text: str) -> bool:
     return bool(text) and "\0" not in text and len(text.encode()) <= 63
 
 
+def retype(schema: str, table: str, column: str, kind: str) -> str:
+    """What a person may type to give a column another type."""
+    where, name = ".".join(map(_quoted, (schema, table))), _quoted(column)
+    return f"ALTER TABLE {where} ALTER {name} TYPE {kind} USING {name}::text::{kind}"
+
+
+def _quoted(name: str) -> str:
+    doubled = name.replace('"', '""')
+    return f'"{doubled}"'
+
+
 def hash_of(key: str, body: Mapping[str, Any], types: Iterable[tuple[str, str]]) -> int:
     """60 bits of the md5 of a row's key and columns, as the target's SQL computes it."""
     parts = [key]

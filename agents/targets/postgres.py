@@ -271,11 +271,8 @@ class Target:
         if there is None:
             await connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(self.options.schema_)))
         if not await self._columns(connection, OWNERS):
-            await connection.execute(
-                sql.SQL(
-                    "CREATE TABLE {} (object text PRIMARY KEY, installation text NOT NULL, made timestamptz NOT NULL DEFAULT now())"
-                ).format(self._table_name(OWNERS))
-            )
+            made = "CREATE TABLE {} (object text PRIMARY KEY, installation text NOT NULL, made timestamptz NOT NULL DEFAULT now())"
+            await connection.execute(sql.SQL(made).format(self._table_name(OWNERS)))
 
     async def _table(self, connection: psycopg.AsyncConnection, object_name: str, columns: Columns) -> dict[str, str]:
         """Make or extend one table; gives the types its columns really have."""
@@ -283,15 +280,12 @@ class Target:
         there = await self._columns(connection, object_name)
         found = await connection.execute(sql.SQL("SELECT installation FROM {} WHERE object = %s").format(owners), [object_name])
         owner = await found.fetchone()
+        place = f"target {self.name}: table {self.options.schema_}.{object_name}"
         if owner is not None and owner[0] != self.installation:
-            raise PausedError(
-                f"target {self.name}: table {self.options.schema_}.{object_name} is written by installation {owner[0]}; "
-                f"run `headrace adopt {self.name}` to take it over, or choose another schema"
-            )
+            remedy = f"run `headrace adopt {self.name}` to take it over, or choose another schema"
+            raise PausedError(f"{place} is written by installation {owner[0]}; {remedy}")
         if there and owner is None:
-            raise PausedError(
-                f"target {self.name}: table {self.options.schema_}.{object_name} was not made by Headrace; choose another schema or object"
-            )
+            raise PausedError(f"{place} was not made by Headrace; choose another schema or object")
         wanted = {**META, **{column: TYPES[kind] for column, kind in columns.items()}}
         if not there:
             parts = [_column(c, f"{kind} NOT NULL" if c in ("_turn", "_deleted") else kind) for c, kind in wanted.items()]
@@ -306,11 +300,9 @@ class Target:
         if missing := [sql.SQL("ADD COLUMN {}").format(_column(c, kind)) for c, kind in wanted.items() if c not in there]:
             await connection.execute(sql.SQL("ALTER TABLE {} {}").format(table, sql.SQL(", ").join(missing)))
             log.info("table extended", target=self.name, table=object_name, columns=[c for c in wanted if c not in there])
-        for column in columns:
-            if column in there and there[column] != wanted[column]:
-                log.warning(
-                    "column has another type than the map", target=self.name, column=column, table=there[column], map=wanted[column]
-                )
+        for column in (c for c in columns if there.get(c, wanted[c]) != wanted[c]):
+            retype = sqltext.retype(self.options.schema_, object_name, column, wanted[column])
+            log.warning("column keeps another type than the map's", target=self.name, column=column, table=there[column], remedy=retype)
         return {column: there.get(column, wanted[column]) for column in columns}
 
     async def _columns(self, connection: psycopg.AsyncConnection, object_name: str) -> dict[str, str]:
@@ -332,7 +324,12 @@ class Target:
             try:
                 await connection.execute(query, [orjson.dumps([{column: row.get(column)}]).decode()])
             except psycopg.DataError as why:
-                return PermanentError(f"target {self.name}: {object_name}.{column} cannot hold this value: {_said(why)}", field=column)
+                text, wanted = f"{object_name}.{column} cannot hold this value", TYPES[self._objects[object_name][column]]
+                if kind != wanted:
+                    self._statements = {}  # somebody may do what is said here: the next write looks at the table again
+                    retype = sqltext.retype(self.options.schema_, object_name, column, wanted)
+                    text += f" (it is {kind}, the map makes it {wanted}: {retype}, then redrive)"
+                return PermanentError(f"target {self.name}: {text}: {_said(why)}", field=column)
         return PermanentError(f"target {self.name}: {object_name} refuses this record: {_said(error)}")
 
     def _table_name(self, object_name: str) -> sql.Identifier:
@@ -382,8 +379,8 @@ class Target:
 
 EMPTY = len(b"{}")
 _WRITTEN, _DELETED, _STALE = WriteResult(Outcome.WRITTEN), WriteResult(Outcome.DELETED), WriteResult(Outcome.STALE)
-RESTART = ("42P01", "42703", "3F000", "42P10", "0A000")
-"""A table, column, schema or index is gone, or a cached plan is out of date: the tables are looked at again before the next try."""
+RESTART = ("42P01", "42703", "3F000", "42P10", "0A000", "42804")
+"""A table, column, schema or index is gone, a plan is out of date, a column has another type: all are looked at before the next try."""
 
 
 def _column(name: str, kind: str) -> sql.Composed:

@@ -154,6 +154,57 @@ class TestPostgres(Conformance):
         assert [letter.field for letter in bench.dead] == list(bad)
         await bench.target.close()
 
+    async def test_a_table_whose_columns_have_other_types_than_the_map_goes_on_working(self, rig: PostgresRig) -> None:
+        """As of a table from before the map said a type: what was written once as text or JSON goes on being that."""
+        values: dict[str, Any] = {
+            "text": "7",
+            "number": 7.5,
+            "boolean": False,
+            "date": "2024-02-29",
+            "datetime": "2024-02-29T12:00:00.000Z",
+        }
+        names = {f"{old}_{new}": (old, new) for old in ("text", "json") for new in values}
+        rig.columns = {name: old for name, (old, _) in names.items()}  # type: ignore[misc]
+        before = Bench(rig)
+        await before.give(before.write(ANN, dict.fromkeys(names, "x")))
+        rig.columns = {name: new for name, (_, new) in names.items()}  # type: ignore[misc]
+        target: Any = rig.target("again", before.settings.installation)
+        body = {name: values[new] for name, (_, new) in names.items()}
+        await target.start({"person": rig.columns})
+        await target.write([effect("person", BOB, body)])
+        columns = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(name)) for name in names)
+        [row] = await (
+            await rig.connection.execute(
+                sql.SQL("SELECT {} FROM {}.person WHERE _key = {}").format(columns, sql.Identifier(rig.name), sql.Literal(BOB))
+            )
+        ).fetchall()
+        plain = {"text": "7", "number": "7.5", "boolean": "false", "date": "2024-02-29", "datetime": "2024-02-29T12:00:00.000Z"}
+        as_json = plain | {name: f'"{plain[name]}"' for name in ("text", "date", "datetime")}
+        assert dict(zip(names, row, strict=True)) == {
+            name: (plain if old == "text" else as_json)[new] for name, (old, new) in names.items()
+        }
+        assert await target.differing("person", {BOB: body}) == {}
+        [*_, (count, total)] = await target.hashes("person", [BOB])
+        assert (count, total) == (1, target.hash_of("person", BOB, body)), "verify takes it for equal too"
+        await target.close()
+        await before.target.close()
+
+    async def test_where_the_column_cannot_hold_what_the_map_makes_now_the_dead_letter_says_what_to_type(self, rig: PostgresRig) -> None:
+        rig.columns = {"size": "number"}
+        before = Bench(rig)
+        await before.give(before.write(ANN, {"size": 7}))
+        target: Any = rig.target("again", before.settings.installation)
+        await target.start({"person": {"size": "text"}})
+        with pytest.raises(PermanentError, match="it is numeric, the map makes it text") as refused:
+            await target.write([effect("person", BOB, {"size": "XL"})])
+        remedy = str(refused.value).partition("makes it text: ")[2].partition(", then redrive)")[0]
+        assert remedy.startswith("ALTER TABLE")
+        await rig.connection.execute(remedy.encode())
+        await target.write([effect("person", BOB, {"size": "XL"})])
+        assert sorted(await rig.rows("SELECT _key, size FROM {}.person")) == sorted([(ANN, "7"), (BOB, "XL")])
+        await target.close()
+        await before.target.close()
+
     async def test_a_huge_value_is_kept(self, rig: PostgresRig, bench: Bench) -> None:
         for sign in "xyz":
             await bench.give(bench.write(ANN, {"name": sign * 400_000}))
