@@ -129,7 +129,12 @@ def _people(rig: Rig, say: Say) -> None:
     [lead] = _commit(rig, _create("Lead", FirstName="Pat", LastName="Example", Company="Example", Email="Pat@example.org"))
     [contact] = _commit(rig, _create("Contact", FirstName="Patty", LastName="Example", Email="pat@Example.org", LeadSource="Web"))
     _commit(rig, _update("Lead", lead, FirstName="Patricia"))
-    _seen(rig, say, "one user, and the Contact speaks", lambda: name("pat@example.org", "Patty"))
+    _seen(
+        rig,
+        say,
+        "one user: the Contact speaks, and the Lead's block stands beside",
+        lambda: name("pat@example.org", "Patty") and user("pat@example.org")["Lead"].get("Salesforce") == {"Id": lead},
+    )
     say("the Contact's address changes")
     _commit(rig, _update("Contact", contact, Email="patty@example.org"))
     _seen(rig, say, "the user has the new address", lambda: name("patty@example.org", "Patty"))
@@ -197,6 +202,16 @@ def _sales(rig: Rig, say: Say) -> None:
         "the one changed last stands, the other is held",
         lambda: _one(row("person", second, "email"), row("person", contact, "email")),
     )
+    say("it gets an address of its own, then Ada's again, then it is deleted")
+    _commit(rig, _update("Contact", second, Email="Twice@example.org"))
+    _seen(
+        rig,
+        say,
+        "both stand",
+        lambda: (row("person", second, "email"), row("person", contact, "email")) == ("twice@example.org", "ada@example.org"),
+    )
+    _commit(rig, _update("Contact", second, Email="ada@example.org"))
+    _seen(rig, say, "Ada is held again", lambda: _one(row("person", second, "email"), row("person", contact, "email")))
     _commit(rig, {"op": "delete", "type": "Contact", "id": second})
     _seen(rig, say, "and comes back when that one goes", lambda: _one(row("person", contact, "email"), row("person", second, "email")))
 
