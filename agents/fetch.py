@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 
+from agents.children import Children, parse_children, together_of
 from agents.guard import Guard, per_record, split
 from agents.maps import InUse
 from agents.org_fields import Mend, mended
@@ -30,8 +31,8 @@ from streams.publish import MAX_RECORD
 from streams.salesforce.auth import Login
 from streams.salesforce.limits import Step
 from streams.salesforce.positions import Durable, Positions
-from streams.salesforce.renames import children_request
-from streams.salesforce.rest import IDS_PER_CALL, Answer, Rest, Row, check_id, check_name
+from streams.salesforce.renames import children_request, parent_condition, since_request
+from streams.salesforce.rest import IDS_PER_CALL, Answer, Rest, Row, check_id
 from streams.salesforce.rights import UNPROVEN, sees_all
 from streams.salesforce.rows import row_outputs
 from streams.salesforce.tokens import Vault
@@ -64,17 +65,6 @@ class Request:
     route: str | None
     after: tuple[int, int] | None = None
     plan: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Children:
-    """Another record of it (streams/salesforce/renames.py): the rows whose `through` is one of `parents`, behind the id `after`."""
-
-    record: Record
-    sobject: str
-    through: str
-    parents: tuple[str, ...]
-    after: str
 
 
 @dataclass(slots=True)
@@ -196,7 +186,7 @@ class Fetch:
         """Raises PermanentError, and what orjson raises."""
         body = orjson.loads(record.value or b"")
         if isinstance(body, dict) and "through" in body:
-            return self._parse_children(record, body)
+            return parse_children(record, body, self._sobjects, self._connection)
         if not isinstance(body, dict) or not isinstance(body.get("id"), str) or not isinstance(body.get("sobject"), str):
             raise PermanentError('a fetch request must be {"sobject": …, "id": …}')
         if body["sobject"] not in self._sobjects:
@@ -213,24 +203,12 @@ class Fetch:
         reason, id = Reason(text("reason") or "fetch"), id18(check_id(body["id"]))
         return Request(record, body["sobject"], id, reason, text("run"), text("route"), after, text("plan"))
 
-    def _parse_children(self, record: Record, body: Row) -> Children:
-        """Raises PermanentError."""
-        sobject, through, parents, after = (body.get(name) for name in ("sobject", "through", "parents", "after"))
-        if not (isinstance(sobject, str) and isinstance(through, str) and isinstance(after, str) and isinstance(parents, list)):
-            raise PermanentError('a request for children must be {"sobject": …, "through": …, "parents": […], "after": ""}')
-        if sobject not in self._sobjects:
-            raise PermanentError(f"no route reads '{sobject[:60]}' of {self._connection} any more: nothing is to be done")
-        if not 0 < len(parents) <= IDS_PER_CALL or not all(isinstance(parent, str) for parent in parents):
-            raise PermanentError(f"a request for children names 1 to {IDS_PER_CALL} parents")
-        found = tuple(id18(check_id(parent)) for parent in parents)
-        return Children(record, sobject, check_name(through), found, check_id(after) if after else "")
-
     async def _page(self, partition: Partition, requests: Sequence[Children], outputs: list[Output], dead: list[Output]) -> None:
         """A page of the children of some parents; where there are more, a request for the next. Many go through the bulk lane."""
-        one = requests[0]
+        one, since = requests[0], min(request.since for request in requests)
         parents = list(dict.fromkeys(parent for request in requests for parent in request.parents))
         try:
-            call = mended(partial(self._children, one, parents), self._maps, self._mend)
+            call = mended(partial(self._children, one, parents, since), self._maps, self._mend)
             durable, answer = await self._guard.call(partition, call, self._probe, CALL_SECONDS)
         except PermanentError as error:
             letter = partial(dead_letter_output, STAGE, topics=self._topics)
@@ -243,13 +221,16 @@ class Fetch:
         outputs += row_outputs(self._topics, source, pairs, durable, reason=reason, run=None, bulk=many)
         metrics.FETCHED.labels(self._connection, one.sobject, "row").inc(len(pairs))
         if len(pairs) == self._rest.page_size:
-            outputs.append(children_request(self._topics.fetch(self._connection), one.sobject, one.through, parents, pairs[-1][0].decode()))
+            topic, last = self._topics.fetch(self._connection), pairs[-1][0].decode()
+            if parents:
+                outputs.append(children_request(topic, one.sobject, one.through, parents, last))
+            else:
+                outputs.append(since_request(topic, one.sobject, one.through, since, last))
 
-    async def _children(self, one: Children, parents: Sequence[str]) -> tuple[Durable, Answer]:
+    async def _children(self, one: Children, parents: Sequence[str], since: int) -> tuple[Durable, Answer]:
         async with self._slots[one.sobject]:
             durable = await self._positions.durable(self._connection, self._config, one.sobject)
-            listed = ",".join(f"'{parent}'" for parent in parents)
-            where = f"{one.through} IN ({listed})"
+            where = parent_condition(one.through, parents, since)
             fields = self._fields[f"{self._connection}/{one.sobject}"]
             return durable, await self._rest.page(one.sobject, fields, one.after, STAGE, where=where)
 
@@ -367,21 +348,6 @@ class Fetch:
             found = _Read(durable, rows, answer.second, proven, fields, plan)
             self._keep(sobject, found)
             return found
-
-
-def together_of(requests: Sequence[Children]) -> list[list[Children]]:
-    """Requests that one call answers: first pages of one relationship share calls, each parent once; a following page is its own."""
-    found: list[list[Children]] = []
-    first: dict[tuple[str, str], dict[str, Children]] = defaultdict(dict)
-    for request in requests:
-        if request.after or len(request.parents) > 1:
-            found.append([request])
-        else:
-            first[request.sobject, request.through].setdefault(request.parents[0], request)
-    for by_parent in first.values():
-        each = list(by_parent.values())
-        found += [each[start : start + IDS_PER_CALL] for start in range(0, len(each), IDS_PER_CALL)]
-    return found
 
 
 def _id_of(row: Row) -> str:

@@ -37,6 +37,7 @@ from models.flow import Flow, Salesforce
 from models.record_id import id18
 from models.settings import Settings
 from streams import metrics
+from streams.engine.stage import Output
 from streams.lag import LagWatch
 from streams.publish import TransactionalPublisher, read_batches
 from streams.salesforce.auth import Login
@@ -85,7 +86,16 @@ class Found(Compared):
 class SourceCheck:
     """One run over one source of the flow, which must be a Salesforce's. Close it."""
 
-    def __init__(self, settings: Settings, flow: Flow, source: str, plan: Plan, rest: Rest | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        flow: Flow,
+        source: str,
+        plan: Plan,
+        children: Callable[[Sequence[str]], list[Output]],
+        rest: Rest | None = None,
+    ) -> None:
+        self._children = children
         connection, _, self._sobject = source.partition("/")
         config = flow.connections[connection]
         if not isinstance(config, Salesforce):
@@ -151,7 +161,7 @@ class SourceCheck:
                 some = [one.id for one in found.differences[start : start + IDS_PER_CALL]]
                 outputs = read_again(self._topics, found.source, some, self._rows, durable, second, run=found.run)
                 incident = self._incident(some, start, durable)
-                await patiently(partial(publisher.send, [*outputs, incident.output(self._topics)]))
+                await patiently(partial(publisher.send, [*outputs, *self._children(some), incident.output(self._topics)]))
                 counted(incident)
                 found.repaired += len(some)
         finally:

@@ -22,6 +22,7 @@ from models.scrub import scrub
 from models.settings import Settings
 from streams.pauses import read_pauses
 from streams.publish import Publisher
+from streams.salesforce.renames import Followed
 from streams.salesforce.rest import Rest
 from streams.topics import Topics
 from streams.verified import Verified, read_verified
@@ -81,7 +82,9 @@ async def _compare(
     plan = maps.plan(source)
     if plan is None:
         raise SettingsError(f"no route reads {source}")
-    of_source = SourceCheck(settings, flow, source, plan, rest)
+    connection, _, sobject = source.partition("/")
+    followed = Followed(connection, {name: maps.fields(name) for name in maps.sources}, Topics(settings.installation))
+    of_source = SourceCheck(settings, flow, source, plan, partial(followed.of_ids, sobject), rest)
     try:
         ways = [way for way in maps.ways(source) if way.route in routes]
         checks = [RouteCheck(settings, flow, way, targets[way.target], of_source.found.run) for way in ways]

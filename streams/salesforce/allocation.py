@@ -17,6 +17,7 @@ from streams.engine.stage import Output
 from streams.salesforce.context import Context
 from streams.salesforce.incidents import Cause, Incident, open_ones, read_incidents
 from streams.salesforce.limits import DAILY_EVENTS
+from streams.salesforce.messages import BUFFER_SECONDS
 from streams.salesforce.poll import Polls
 from streams.salesforce.positions import Position
 from streams.salesforce.retry import retried
@@ -32,15 +33,30 @@ SLOWER = 5
 
 
 class Allocation:
-    """Of one channel, in the process that leads it. `send` stores records in the leader's turn."""
+    """Of one channel, in the process that leads it. `send` stores records in the leader's turn; `children`: requests for the children of
+    parents of whom nothing was heard since an epoch second.
+    """
 
-    def __init__(self, context: Context, name: str, sources: Sequence[str], send: Callable[[Sequence[Output]], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        context: Context,
+        name: str,
+        sources: Sequence[str],
+        send: Callable[[Sequence[Output]], Awaitable[None]],
+        children: Callable[[int], list[Output]],
+    ) -> None:
+        self._children = children
         self._c, self._name, self._sources, self._send = context, name, tuple(sources), send
         self._rest, self._pause = context.rest, context.backoff.pause
         self._open: dict[str, Incident] = {}
         self._polls: Polls | None = None
         self._task: asyncio.Task[None] | None = None
         self._since = 0
+
+    @property
+    def since(self) -> int | None:
+        """Epoch s from which on events may be missing; None while they are delivered."""
+        return self._since if self._open else None
 
     async def recall(self, position: Position) -> None:
         """Go on with what a predecessor began."""
@@ -117,7 +133,9 @@ class Allocation:
     def _start(self) -> None:
         every = dict.fromkeys(self._open, self._c.config.poll_instead)
         since = dict.fromkeys(every, self._since)
-        self._polls = Polls(self._c, self._name, every, since=since, incidents=self._open)
+        self._polls = Polls(
+            self._c, self._name, every, since=since, incidents=self._open, last=lambda: self._children(self._since - BUFFER_SECONDS)
+        )
         self._task = asyncio.create_task(self._polls.run())
 
     def _say(self) -> None:

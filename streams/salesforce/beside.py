@@ -12,11 +12,12 @@ import structlog
 
 from models.errors import PausedError, PermanentError, TemporaryError
 from models.scrub import scrub
-from streams.salesforce.allocation import CAUSE
+from streams.salesforce.allocation import CAUSE, Allocation
 from streams.salesforce.context import Context
 from streams.salesforce.messages import Intake
-from streams.salesforce.parent_polls import ParentPolls
+from streams.salesforce.parent_polls import EVERY, Ask, Asks, ParentPolls
 from streams.salesforce.parents import order_of
+from streams.salesforce.renames import Followed
 from streams.salesforce.repair import Repairs
 from streams.salesforce.retry import retried
 from streams.salesforce.rights import Rights
@@ -29,13 +30,14 @@ log = structlog.get_logger()
 class Beside:
     """Of one channel, as long as this process leads it."""
 
-    def __init__(self, context: Context, name: str, sources: Sequence[str]) -> None:
+    def __init__(self, context: Context, name: str, channel: str, sources: Sequence[str], allocation: Allocation) -> None:
         self._c, self._rest, self._sources = context, context.rest, sources
         self._repairs = Repairs(context, name, sources, others=[CAUSE])
         self._rights = Rights(
             context.settings, context.rest, context.config, context.wanted or context.fields, sources, self._repairs.store
         )
-        self._parents = ParentPolls(context, sources[0])
+        self._allocation, self._channel = allocation, channel
+        self._parents = ParentPolls(context, name, self._asks)
         self._task: asyncio.Task[None] | None = None
 
     def start(self, intake: Intake, renew: Callable[[str], None]) -> None:
@@ -70,6 +72,16 @@ class Beside:
                 group.create_task(self._look(intake, renew))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
+
+    def _asks(self, followed: Followed) -> Asks:
+        """One channel of the connection, that of the first source, asks for the parents of which none tells."""
+        config, flow = self._c.config, self._c.flow
+        first = next(f"{self._c.connection}/{s}" for s in flow.sobjects(self._c.connection) if s not in config.poll)
+        parents = followed.polled(config, flow.channels(self._c.connection)) if first == self._sources[0] else ()
+        asks = {parent: Ask(config.poll.get(parent, EVERY)) for parent in parents}
+        if (since := self._allocation.since) is not None:
+            asks |= {parent: Ask(config.poll_instead, since) for parent in followed.carried(config, self._channel)}
+        return asks
 
     async def _snapshots(self) -> None:
         """Those asked for at the first start and not yet done: parents before children, one after another."""

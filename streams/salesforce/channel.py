@@ -73,7 +73,8 @@ class Channel:
         canary = context.config.canary
         self._canary = Canary(canary, context.rest, self._labels, self._well) if canary is not None else None
         self._session_now: Session | None = None
-        self._allocation = Allocation(context, name, self._sources, self._send)
+        self._followed = Followed(c.connection, c.fields, self._topics)
+        self._allocation = Allocation(context, name, self._sources, self._send, self._children)
         self._beside: Beside | None = None
         self._begun = False
 
@@ -89,8 +90,7 @@ class Channel:
         try:
             await retried(self._publisher.start, f"producer of {self._key}")  # fences first
             position = await self._place()  # then reads
-            asks = Followed(self._c.connection, self._c.fields, self._topics).of_event
-            self._intake = Intake(self._c.connection, self._channel, self._topics, self._routed, position, asks)
+            self._intake = Intake(self._c.connection, self._channel, self._topics, self._routed, position, self._followed.of_event)
             await self._allocation.recall(position)
             while True:  # then subscribes
                 await self._while_held()
@@ -295,11 +295,17 @@ class Channel:
         for source in self._events:
             lost = Incident(f"{where}/{source}/{cause}", source, cause, scrub(reason, 200), since=since, opened=now)
             incidents.append(lost.ended("failed", "Salesforce keeps no records of a platform event: ask its publisher for what was missed"))
-        await self._send([*(i.output(self._topics) for i in incidents), output(self._topics, *self._labels, position)])
+        children = self._children(since) if since else []  # else all is read again
+        await self._send([*(i.output(self._topics) for i in incidents), *children, output(self._topics, *self._labels, position)])
         intake.position = position
         metrics.RESUBSCRIBED.labels(*self._labels, "refused").inc()
         log.error("position refused", alert=True, key=self._key, position=at.position, reason=scrub(reason))
         self._opened(incidents)
+
+    def _children(self, since: int) -> list[Output]:
+        """Requests for the children of every parent of whom this channel may not have told since then."""
+        parents = self._followed.carried(self._c.config, self._channel)
+        return [request for parent in parents for request in self._followed.since(parent, since)]
 
     def _opened(self, incidents: Sequence[Incident]) -> None:
         """Count them and wake who repairs."""
@@ -311,7 +317,7 @@ class Channel:
 
     def _begin_beside(self, intake: Intake) -> None:
         if self._beside is None and self._sources:
-            self._beside = Beside(self._c, self._name, self._sources)
+            self._beside = Beside(self._c, self._name, self._channel, self._sources, self._allocation)
             self._beside.start(intake, self._renew)
 
     async def _token(self) -> Token:

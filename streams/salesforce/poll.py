@@ -73,6 +73,7 @@ class Polls:
     since      epoch s at which a source begins that has no later cursor; without it, it begins with a full reading
     opened     called when there is a new incident to repair
     incidents  by source: one is closed, and taken out, by the round that begins after `end()`; with it the polling of the source is over
+    last       what is stored with the end of the last of them
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Polls:
         *,
         since: Mapping[str, int] | None = None,
         incidents: dict[str, Incident] | None = None,
+        last: Callable[[], list[Output]] = list,
         told: Told | None = None,
         opened: Callable[[], None] = lambda: None,
     ) -> None:
@@ -91,6 +93,7 @@ class Polls:
         self._c = Shared(context, publisher, Positions(settings), Topics(settings.installation), opened)
         self._every, self._since = every, since or {}
         self._incidents = {} if incidents is None else incidents
+        self._last = last
         self._told = told or (lambda source, error: None)  # noqa: ARG005
         self._pause = context.backoff.pause
         self._polls: list[Poll] = []
@@ -153,7 +156,8 @@ class Polls:
             self._told(poll.source, None)
             backoff.reset()
             if last and ending is self._ending:
-                await poll.close(self._incidents.pop(poll.source))
+                incident = self._incidents.pop(poll.source)
+                await poll.close(incident, [] if self._incidents else self._last())
                 return
             waits = [asyncio.create_task(self._ending.wait()), asyncio.create_task(asyncio.sleep(self._every[poll.source]))]
             try:
@@ -209,11 +213,11 @@ class Poll:
         self._forget()
         metrics.LAST_POLL.labels(*self.source.split("/")).set(time.time())
 
-    async def close(self, incident: Incident) -> None:
+    async def close(self, incident: Incident, others: Sequence[Output]) -> None:
         """The last round began after events came again: the incident is over."""
         cursor = self.cursor or Cursor(self.source, 0)
         proof = f"polled through second {cursor.second} of the org's stamps, after events were delivered again"
-        await self._store(cursor, [incident.ended("closed", proof, rows=self.rows, calls=self.calls).output(self.c.topics)])
+        await self._store(cursor, [incident.ended("closed", proof, rows=self.rows, calls=self.calls).output(self.c.topics), *others])
         metrics.INCIDENTS.labels(*self.source.split("/"), incident.cause, "closed").inc()
         log.info("incident", id=incident.id, source=self.source, cause=incident.cause, state="closed", rows=self.rows, why=proof)
 

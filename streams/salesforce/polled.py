@@ -7,8 +7,10 @@ from models.scrub import scrub
 from streams import metrics
 from streams.salesforce.context import Context
 from streams.salesforce.leader import Leadership
+from streams.salesforce.parent_polls import EVERY, Ask, Asks, ParentPolls
 from streams.salesforce.poll import Polls
 from streams.salesforce.positions import position_key
+from streams.salesforce.renames import Followed
 from streams.salesforce.repair import Repairs
 from streams.salesforce.retry import retried
 
@@ -36,10 +38,16 @@ class Polled:
             async with asyncio.TaskGroup() as group:
                 group.create_task(polls.run())
                 group.create_task(repairs.run())
+                if set(self._c.flow.sobjects(self._c.connection)) <= self._c.config.poll.keys():  # else a channel sees to it
+                    group.create_task(ParentPolls(self._c, self._name, self._asks).run())
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:
             self._c.paused.difference_update(self._every)
+
+    def _asks(self, followed: Followed) -> Asks:
+        every = self._c.config.poll
+        return {parent: Ask(every.get(parent, EVERY)) for parent in followed.polled(self._c.config, ())}
 
     def _told(self, source: str, error: TemporaryError | PausedError | PermanentError | None) -> None:
         """One gauge for the connection, shared with its channels: one source that is refused is enough."""

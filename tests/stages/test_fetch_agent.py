@@ -1,6 +1,7 @@
 """The fetch agent against a sandbox org: rows by id, gone ones, bad requests, an org that is away."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -235,6 +236,19 @@ async def test_many_children_come_page_by_page_through_the_bulk_lane(settings: S
     assert [child for page in pages for child in page] == children
 
 
+async def test_children_of_parents_that_changed_since_come_whoever_they_are(bench: Bench, desk: Desk) -> None:
+    families = [await family(desk, 2) for _ in range(3)]
+    await desk.create("Nobody's")
+    wanted = {"sobject": "Contact", "through": "AccountId", "since": int(time.time()) + 3600, "after": ""}
+    assert await bench.ask(wanted) == ([], [])
+    before = await calls(desk)
+    rows, others = await bench.ask(wanted, wanted | {"since": int(time.time()) - 60})
+    assert sorted((o.key or b"").decode() for o in rows) == sorted(c for _, children in families for c in children)
+    assert (others, await calls(desk) - before) == ([], 1)
+    rows, _ = await bench.ask(wanted | {"since": 0}, wanted | {"since": 2**62})
+    assert len(rows) == 6, "of all who have a parent"
+
+
 @pytest.mark.parametrize(
     "bad",
     [
@@ -245,6 +259,10 @@ async def test_many_children_come_page_by_page_through_the_bulk_lane(settings: S
         through("001Qx00000Ke4RtIAJ", by="Nothing__c"),
         through(*["001Qx00000Ke4RtIAJ"] * 201),
         {"sobject": "Contact", "through": None, "parents": [], "after": ""},
+        through("001Qx00000Ke4RtIAJ") | {"since": 5},
+        through() | {"since": True},
+        through() | {"since": "1970"},
+        through(by="Account.Owner") | {"since": 0},
         {"sobject": "Nothing__c", "through": "AccountId", "parents": ["001Qx00000Ke4RtIAJ"], "after": ""},
     ],
     ids=lambda bad: str(bad)[:60],

@@ -12,7 +12,7 @@ from models.flow import Salesforce
 from streams.engine.stage import Output
 from streams.salesforce.messages import Intake
 from streams.salesforce.positions import Position
-from streams.salesforce.renames import Followed, parents_of_path
+from streams.salesforce.renames import Followed, parent_condition, parents_of_path
 from streams.topics import Topics
 from tests.support.salesforce import change
 
@@ -82,13 +82,56 @@ def test_every_way_to_a_child_is_asked_for_once() -> None:
     assert asked(followed().of_event(parse(told("Shop__c", "Name")))) == [("Visit__c", "Shop__c", ACCOUNT)]
 
 
-@pytest.mark.parametrize("kind", ["CREATE", "DELETE", "UNDELETE", "GAP_OVERFLOW", "GAP_CREATE"])
+@pytest.mark.parametrize("kind", ["CREATE", "DELETE", "UNDELETE", "GAP_CREATE"])
 def test_what_is_no_change_of_a_value_asks_for_nothing(kind: str) -> None:
     assert followed().of_event(parse(told("Account", "Name", kind=kind))) == []
 
 
 def test_a_gap_and_a_change_without_names_may_be_a_rename() -> None:
     assert asked(followed().of_event(parse(told("Account", kind="GAP_UPDATE")))) == [("Contact", "AccountId", ACCOUNT)]
+
+
+def since(outputs: list[Output]) -> list[tuple[str, str, int]]:
+    found = [orjson.loads(o.value or b"") for o in outputs]
+    assert all("parents" not in f and f["after"] == "" for f in found)
+    assert [o.key for o in outputs] == [f"{f['sobject']}/{f['through']}".encode() for f in found]
+    return [(f["sobject"], f["through"], f["since"]) for f in found]
+
+
+def test_where_no_ids_are_told_children_of_all_that_changed_since_are_asked_for() -> None:
+    overflow = told("Account", kind="GAP_OVERFLOW", ids=("000000000000000AAA",))
+    overflow["data"]["payload"]["ChangeEventHeader"]["commitTimestamp"] = 1_700_000_000_000
+    assert since(followed().of_event(parse(overflow))) == [("Contact", "AccountId", 1_700_000_000 - 300)]
+    assert since(followed().of_event(parse(told("Account", "Type", ids=("001*",))))) == [("Contact", "AccountId", 0)], (
+        "a converted field leaves no stamp"
+    )
+    assert followed().of_event(parse(told("Lead", kind="GAP_OVERFLOW"))) == []
+    assert followed().since("User", 5) == [], "they are polled"
+    tasks = Followed("acme", {"acme/Task": ("Who.Name", "What.Name")}, TOPICS)
+    assert since(tasks.since("Contact", 5)) == [("Task", "WhoId", 0)], "of several kinds: no stamp to ask for"
+
+
+@pytest.mark.parametrize(
+    ("through", "parents", "second", "soql"),
+    [
+        ("AccountId", [ACCOUNT, OTHER], 0, f"AccountId IN ('{ACCOUNT}','{OTHER}')"),
+        ("AccountId", [], 0, "AccountId != null"),
+        ("AccountId", [], 1_700_000_000, "Account.SystemModstamp >= 2023-11-14T22:13:20Z"),
+        ("Account.ParentId", [], 1_700_000_000, "Account.Parent.SystemModstamp >= 2023-11-14T22:13:20Z"),
+        ("Shop__r.Boss__c", [], 1_700_000_000, "Shop__r.Boss__r.SystemModstamp >= 2023-11-14T22:13:20Z"),
+    ],
+)
+def test_the_org_is_asked_in_soql(through: str, parents: list[str], second: int, soql: str) -> None:
+    assert parent_condition(through, parents, second) == soql
+
+
+def test_a_map_that_shows_more_is_followed_from_then_on() -> None:
+    fields = dict(FIELDS)
+    live = Followed("acme", fields, TOPICS)
+    assert asked(live.of_event(parse(told("Account", "Phone")))) == []
+    fields["acme/Lead"] = ("Id", "ConvertedAccount.Phone")
+    fields["acme/Contact"] = ("Id", "Account.Phone")
+    assert asked(live.of_event(parse(told("Account", "Phone")))) == [("Contact", "AccountId", ACCOUNT)]
 
 
 def test_requests_are_beside_the_position_and_a_repeat_asks_no_more() -> None:
@@ -116,4 +159,5 @@ def test_users_and_what_no_channel_carries_is_polled() -> None:
 
     assert polled() == ["User"]
     assert polled(channels=["/data/ContactChangeEvent", "/data/AccountChangeEvent"]) == ["Shop__c", "User"]
+    assert polled(poll={"Account": 60}) == ["Account", "User"], "whatever the channel might carry"
     assert polled(channels={"/data/Sales__chn": ["Contact", "Shop__c"]}) == ["Account", "User"]
