@@ -36,9 +36,10 @@ from streams.topics import Topics
 
 log = structlog.get_logger()
 
-LOOK_SECONDS = 600.0
-AGAIN_SECONDS = 5.0
-"""Between two looks, whatever tells of changes; so long, too, a describe of a look counts."""
+LOOK_SECONDS, AGAIN_SECONDS = 600.0, 5.0
+"""Between two looks; and whatever tells of changes."""
+AGE_SECONDS = 300.0
+"""So old a describe may be that nobody told to forget: the look at rights has just asked for it."""
 ROW_ONLY = frozenset({"LastActivityDate"})
 """Beside formulas, what events do not carry: known to routes that read each row."""
 WHAT = "fields"
@@ -80,7 +81,7 @@ async def follow_org(maps: Versions, flow: Flow, rest: Rest) -> dict[str, frozen
     found: dict[str, tuple[Mapping[str, Any], frozenset[str]]] = {}
     for sobject in flow.sobjects(rest.connection):
         source = f"{rest.connection}/{sobject}"
-        if (told := await described(rest, sobject, WHAT, age=AGAIN_SECONDS)) and told.get("fields"):
+        if (told := await described(rest, sobject, WHAT, age=AGE_SECONDS)) and told.get("fields"):
             kinds = await types_of(sobject, sorted(maps.now.read(source)), partial(described, rest, purpose=WHAT))
             found[source] = told, frozenset(path for path, kind in kinds.items() if kind is None)
 
@@ -188,10 +189,13 @@ class FieldWatch:
             try:
                 await run_snapshot(self._settings, self._flow, run.source, plan.select, run_id=run.run, rest=rest, plan=plan.print)
             except (PermanentError, SettingsError) as error:
-                log.warning("new fields are not filled in", alert=True, source=run.source, run=run.run, reason=scrub(str(error)))
+                log.warning("new fields are not filled in", alert=True, source=run.source, run=run.run, reason=scrub(str(error)),
+                            do=f"headrace snapshot {run.source} --fields {run.only}")  # fmt: skip
             return
-        topics, publisher = Topics(self._settings.installation), Publisher(self._settings)
+        topics, publisher, others = Topics(self._settings.installation), Publisher(self._settings), filling(run.source, left)
         try:  # some of them are gone again
-            await retried(lambda: publisher.send([one.output(topics) for one in (run.stopped(), *filling(run.source, left))]), WHAT)
+            await retried(lambda: publisher.send([one.output(topics) for one in (run.stopped(), *others)]), WHAT)
         finally:
             await publisher.stop()
+        for other in others:
+            await self._fill(other, rest)
