@@ -232,8 +232,9 @@ def _newer(state: RecordState, path: str, version: Version) -> bool:
 
 def _forget(state: RecordState, path: str, version: Version, done: Merged) -> None:
     """It changed, to what is not known: nothing older may speak for it."""
-    if state.values.pop(path, done) is not done:
+    if path in state.values or path not in state.exceptions:  # known until now, or nothing was ever said of it
         done.changed.add(path)
+    state.values.pop(path, None)
     state.exceptions[path] = version
     done.moved = True
 

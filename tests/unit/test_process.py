@@ -8,12 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents import process
+from agents.maps import load_maps
 from agents.rules.merge import merge
 from models.envelope import Envelope, Kind, Reason
 from models.errors import FatalError, SettingsError
 from models.write import Op
 from streams.engine.stage import Chunk
-from tests.support.flows import CONTACTS, PEOPLE, flow, maps
+from streams.map_versions import MapText, MapVersion
+from tests.support.flows import CONTACTS, PEOPLE, TARGETS, flow, maps
 from tests.support.memory import MemoryPartition, MemoryRecord
 from tests.support.pipeline import TOPICS, Pipeline
 from tests.support.rules_world import run
@@ -312,3 +314,14 @@ async def test_a_chunk_whose_transaction_failed_starts_from_the_state_before_it(
     await p.feed(lost, commit=False, keep=False)
     assert await p.feed(lost) == await clean.feed(lost)
     assert p.partition.store("records").values == clean.partition.store("records").values
+
+
+async def test_a_record_of_which_only_a_parents_field_is_mapped_is_read_when_it_is_made() -> None:
+    """Found by the property that event and query agree: of such a record no value became another one, so it was told to nobody."""
+    route = {"from": ["acme/Contact"], "to": "warehouse", "map": "m.yaml"}
+    made = flow(route=route)
+    p = Pipeline(made, load_maps(made, TARGETS, {"route": MapVersion("route", 1, MapText.of("m.yaml", "Owner.Email: owner\n"))}))
+    await p.feed(create(p))
+    assert [asked["id"] for asked, _ in p.fetches] == [ID]
+    [write] = await p.feed(p.row("Contact", ID, 10, 1000, ROW))
+    assert write.body == {"owner": "o@x"}
