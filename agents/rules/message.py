@@ -108,7 +108,7 @@ def from_row(row: Any, envelope: Envelope, plan: Plan) -> Message:
         (ROW, envelope.epoch, envelope.began, second),
         values,
         deleted=deleted if isinstance(deleted, bool) else None,
-        whole=True,
+        whole=2 * len(values) > len(plan.needed) or not plan.needed,
         lacks=lacks,
         committed=second * 1000,
     )

@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 
 from agents.maps import Maps, MapsError, load_maps
 from agents.org_fields import followed, shown_fields
+from agents.rules.merge import RecordState
+from agents.rules.versions import ROW
+from agents.tables import RECORDS, records_key
 from models.envelope import Reason
 from models.flow import Route
 from streams.map_versions import MapText, MapVersion, OrgFields, parse
@@ -151,6 +154,8 @@ async def test_a_worker_that_is_behind_catches_up_before_it_takes_rows_that_fill
     [write] = await p.feed(row)
     assert write.body == {"mail": "a@x", "Score__c": 5}
     assert p.fetches == [], "and nothing else of the record is read"
+    state = RecordState.decode(p.partition.store(RECORDS).get_many([records_key(SOURCE, ID)])[0], ID)
+    assert (state.base, list(state.exceptions)) == ((ROW, 1, 10, 1000), ["Score__c"]), "nor kept twice"
     same = [p.row("Contact", ID, 30, 1000, {"Score__c": 5}, bulk=True, plan="another", reason=Reason.POLL) for _ in range(2)]
     assert await p.feed(*same) == [], "what changes nothing is told to nobody"
     assert maps.asked == 2, "once for each plan"
