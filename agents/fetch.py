@@ -217,7 +217,7 @@ class Fetch:
             return
         source, many = f"{self._connection}/{one.sobject}", bool(one.after) or len(answer.rows) > IDS_PER_CALL
         pairs = [(_id_of(row).encode(), orjson.dumps(row)) for row in answer.rows]
-        reason = Reason.POLL if many else Reason.FETCH
+        reason = Reason.POLL if many else Reason.PARENT
         outputs += row_outputs(self._topics, source, pairs, durable, reason=reason, run=None, bulk=many)
         metrics.FETCHED.labels(self._connection, one.sobject, "row").inc(len(pairs))
         if len(pairs) == self._rest.page_size:

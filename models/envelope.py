@@ -33,6 +33,7 @@ class Reason(StrEnum):
     POLL = "poll"
     REPLAY = "replay"
     REFILL = "refill"  # from what is known already
+    PARENT = "parent"  # read again because a parent changed
 
 
 ALWAYS_EMITS = (Reason.SNAPSHOT, Reason.REPAIR, Reason.REPLAY, Reason.REDRIVE, Reason.REFILL)  # no set: an enum's hash is made in Python

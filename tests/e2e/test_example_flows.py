@@ -45,7 +45,7 @@ def test_accounts_contacts_and_opportunities_are_canonical_tables(tmp_path: Path
     assert all(came == passed + failed + removed for *_, came, passed, failed, removed in counts)
     first = {route: came for route, live, came, *_ in counts if not live}
     assert first == {"accounts": 45, "contacts": 135, "opportunities": 36}, "everything once: of 300 records in the sandbox so many"
-    assert sum(failed for route, *_, failed, _ in counts if route == "contacts") == figures["held"]["person"]
+    assert sum(failed for route, *_, failed, _ in counts if route == "contacts") >= figures["held"]["person"], "each time anew"
 
 
 OWNER = {"Id": "005", "Email": "o@example.org", "Name": "O", "IsActive": True, "IsDeleted": False}

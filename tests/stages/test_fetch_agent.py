@@ -216,7 +216,7 @@ async def test_children_of_many_parents_share_a_call_and_each_comes_once(bench: 
     before = await calls(desk)
     rows, others = await bench.ask(*(through(account) for account, _ in families), through(families[0][0]))
     assert sorted((o.key or b"").decode() for o in rows) == sorted(c for _, children in families for c in children)
-    assert (others, await calls(desk) - before, {envelope(o).reason for o in rows}) == ([], 1, {Reason.FETCH})
+    assert (others, await calls(desk) - before, {envelope(o).reason for o in rows}) == ([], 1, {Reason.PARENT})
 
 
 async def test_many_children_come_page_by_page_through_the_bulk_lane(settings: Settings, desk: Desk) -> None:

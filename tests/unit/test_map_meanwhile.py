@@ -70,3 +70,11 @@ async def test_a_row_of_before_is_read_again_and_ends_whole(fetch: str, at: int,
         id: {"id": id, "email": f"{n}@example.org", "title": f"t{n}", "company": "Example"} for n, id in enumerate(IDS) if id in late
     }
     assert p.dead == []
+
+
+async def test_children_of_a_parent_that_were_read_by_the_columns_of_before_are_read_again() -> None:
+    maps = Switching("event")
+    maps.now = maps.maps(2, NEW)
+    p: Any = Pipeline(maps.flow, maps)  # type: ignore[arg-type]
+    assert await p.feed(p.row("Contact", IDS[0], 10, 1000, {"Email": "a@example.org"}, reason=Reason.PARENT)) == []
+    assert ([request["id"] for request, _ in p.fetches], p.dead) == ([IDS[0]], []), "asked for, and no dead letter"
