@@ -20,6 +20,7 @@ from agents.guard import per_record
 from agents.inbox import AsLastSeen, delivery_of, read, text_of
 from agents.maps import InUse, Maps
 from agents.parked import park
+from agents.rejections import GatesOf, no_gates
 from agents.rules.emission import Step, forced, lacking, next_step, not_found, outcome_of
 from agents.rules.identity import OWED, Keys, move, owe, writes
 from agents.rules.merge import Lane, RecordState, merge
@@ -50,8 +51,8 @@ FLOODS = (Reason.SNAPSHOT, Reason.POLL, Reason.REPLAY, Reason.REFILL)
 """Writes these cause go through the bulk lane."""
 
 
-def process_stage(flow: Flow, settings: Settings, maps: InUse, held: HeldRoutes = none_held) -> Stage:
-    """The stage that reads every in-topic the flow's routes need. `held`: which of these routes are paused now.
+def process_stage(flow: Flow, settings: Settings, maps: InUse, held: HeldRoutes = none_held, gates: GatesOf = no_gates) -> Stage:
+    """The stage that reads every in-topic the flow's routes need. `held`: which of these routes are paused now; `gates`: what targets take.
 
     A chunk uses the maps that are in use when it begins, to its end.
     """
@@ -68,7 +69,8 @@ def process_stage(flow: Flow, settings: Settings, maps: InUse, held: HeldRoutes 
             await caught_up(maps, partition)
             missed.add(version)  # if we still have not got it, a route was taken out of the flow since
             work = Processing(chunk, partition, topics, maps.now, states)
-        work.gated, work.paused = watch.gated, watch.paused(await held([way.route for way in work.ways], partition))
+        work.ways, work.gated = gates(work.ways), watch.gated
+        work.paused = watch.paused(await held([way.route for way in work.ways], partition))
         result = work.run()
         if work.strange - missed:  # rows that were read by other maps: those of ours that are older would pass their new fields over
             await caught_up(maps, partition)
@@ -76,7 +78,7 @@ def process_stage(flow: Flow, settings: Settings, maps: InUse, held: HeldRoutes 
             return await handle(chunk, partition)
         if work.swarm and (why := watch.passed(work.swarm, partition.share(), work.now())):
             again = Processing(chunk, partition, topics, work.maps, states)
-            again.gated, again.paused = watch.gated, work.paused | why.keys()
+            again.ways, again.gated, again.paused = work.ways, watch.gated, work.paused | why.keys()
             return watch.hold(again.run(), why)
         return result
 
@@ -147,7 +149,8 @@ class Processing:
                 outcome = self._guarded(record, None, self._one, record, self.plan)
                 if self.merging:
                     again = Processing(self.chunk, self.partition, self.topics, self.maps, self.known, careful=True)
-                    again.paused, again.gated, again.strange, self.swarm = self.paused, self.gated, self.strange, again.swarm
+                    again.ways, again.paused, again.gated = self.ways, self.paused, self.gated
+                    again.strange, self.swarm = self.strange, again.swarm
                     return again.run()
                 self.outcomes[outcome or "dead"] += 1
         for name, count in self.outcomes.items():
@@ -222,8 +225,8 @@ class Processing:
                     if (keys := state.keys.get(name)) and keys.left:
                         state.keys[name] = owe(keys)
             if step is EMIT and way.route in self.paused:
-                found = self.parked.setdefault((way.route, record_id), [])
-                found += marks(way, state, merged.changed) if way.route in self.gated else ()
+                found = marks(way, state, merged.changed) if way.route in self.gated and not filling else []
+                self.parked.setdefault((way.route, record_id), []).extend(found)
             elif step is EMIT:
                 if way.route in self.gated and not filling:
                     self.swarm.update((way.route, mark) for mark in marks(way, state, merged.changed))
@@ -285,15 +288,15 @@ class Processing:
             result.came += 1
             result.passed += 1
 
-    def _shape(self, way: Way, values: Mapping[str, Any], record_id: str) -> tuple[str, Body] | None:
+    def _shape(self, way: Way, values: Mapping[str, Any], record_id: str, reason: Reason) -> tuple[str, Body] | None:
         try:
-            return way.shape(values, record_id)
+            return way.shape(values, record_id, asks=reason is not Reason.REDRIVE)
         except PermanentError as error:
             self.faults = faults_of(error)
             raise
 
     def _emit_event(self, way: Way, message: Message, envelope: Envelope, name: str) -> Went:
-        if (shaped := self._shape(way, message.values, name)) is None:
+        if (shaped := self._shape(way, message.values, name, envelope.reason)) is None:
             return "gone"
         told = RecordState(position=message.position, committed=message.committed, received=envelope.received)
         write = self._write(way, told, envelope, name if way.key is None else shaped[0], WRITE, *shaped)
@@ -318,7 +321,7 @@ class Processing:
         return first < record.offset
 
     def _emit(self, way: Way, state: RecordState, envelope: Envelope, record_id: str, offset: int) -> Went:
-        shaped = None if state.deleted else self._shape(way, state.values, record_id)
+        shaped = None if state.deleted else self._shape(way, state.values, record_id, envelope.reason)
         write = self._write(way, state, envelope, record_id, WRITE, *shaped) if shaped else None
         held = state.keys.get(way.route)
         if write is not None and held is not None and held.last == write.key and not held.left:  # as nearly always

@@ -23,6 +23,7 @@ from agents.holds import Holds
 from agents.maps import InUse
 from agents.parked import marks_of, parked_of, prefix, told
 from agents.process import STAGE, Processing
+from agents.rejections import GatesOf, no_gates
 from agents.rules.merge import RecordState
 from agents.rules.refused import refuse
 from agents.states import States
@@ -44,10 +45,10 @@ REFUSED = "\x01refused|"
 """In the table, behind it route and run: a refusal that is being carried out."""
 
 
-def with_refill(stage: Stage, settings: Settings, maps: InUse, holds: Holds) -> Stage:
+def with_refill(stage: Stage, settings: Settings, maps: InUse, holds: Holds, gates: GatesOf = no_gates) -> Stage:
     """The processing stage, which takes the steps of refills too."""
     topics = Topics(settings.installation)
-    refill, handle = Refill(topics, maps, holds), stage.handler
+    refill, handle = Refill(topics, maps, holds, gates), stage.handler
 
     async def handler(chunk: Chunk, partition: Partition) -> Result:
         return await (refill if chunk.topic == topics.refill else handle)(chunk, partition)
@@ -58,8 +59,8 @@ def with_refill(stage: Stage, settings: Settings, maps: InUse, holds: Holds) -> 
 class Refill:
     """Handler of the topic `refill`."""
 
-    def __init__(self, topics: Topics, maps: InUse, holds: Holds) -> None:
-        self._topics, self._maps, self._holds, self._states = topics, maps, holds, States(0)
+    def __init__(self, topics: Topics, maps: InUse, holds: Holds, gates: GatesOf = no_gates) -> None:
+        self._topics, self._maps, self._holds, self._gates, self._states = topics, maps, holds, gates, States(0)
 
     async def __call__(self, chunk: Chunk, partition: Partition) -> Result:
         """One step. What stands behind it in the chunk comes again: a step must see the state that the one before left."""
@@ -158,8 +159,14 @@ class Refill:
         return Result([*result.outputs, progress, *more], result.state)
 
     def _emit(self, source: str, pairs: Sequence[tuple[str, bytes]], step: Step, partition: Partition) -> tuple[Result, int]:
+        """Records of the table, (id, value) each, once more to the route, as floods are; and how many lack something and are asked for."""
         run = step.run or f"resume-{step.route}"
-        return emit_again(source, pairs, step.route, run, partition=partition, topics=self._topics, maps=self._maps, states=self._states)
+        work = Processing(
+            Chunk(self._topics.inbound(source, bulk=True), partition.number, ()), partition, self._topics, self._maps.now, self._states
+        )
+        work.ways = self._gates(work.ways)
+        asked = sum(not work.again(id, raw, step.route, run) for id, raw in pairs)
+        return work.result(), asked
 
 
 def _place(refused: Refused) -> bytes:
@@ -183,20 +190,3 @@ def _step(value: bytes | None) -> Step:
         return msgspec.json.decode(value or b"", type=Step)
     except msgspec.DecodeError as error:
         raise PermanentError(f"this is no step of a refill ({error}): it was put there by somebody else") from None
-
-
-def emit_again(
-    source: str,
-    known: Sequence[tuple[str, bytes]],
-    route: str,
-    run: str,
-    *,
-    partition: Partition,
-    topics: Topics,
-    maps: InUse,
-    states: States,
-) -> tuple[Result, int]:
-    """Records of the table, (id, value) each, once more to one route, as floods are; and how many lack something and are asked for."""
-    work = Processing(Chunk(topics.inbound(source, bulk=True), partition.number, ()), partition, topics, maps.now, states)
-    asked = sum(not work.again(id, raw, route, run) for id, raw in known)
-    return work.result(), asked

@@ -4,7 +4,7 @@ The command and the schedule both come here.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -12,6 +12,8 @@ import structlog
 
 from agents.map_versions import Versions
 from agents.maps import Maps
+from agents.rejections import Rejections
+from agents.rules.ways import Way
 from agents.targets import make_target
 from agents.targets.base import TargetLike
 from agents.verify import Found, Seen, Show, SourceCheck, patiently
@@ -86,9 +88,10 @@ async def _compare(
     followed = Followed(connection, {name: maps.fields(name) for name in maps.sources}, Topics(settings.installation))
     of_source = SourceCheck(settings, flow, source, plan, partial(followed.of_ids, sobject), rest)
     try:
-        ways = [way for way in maps.ways(source) if way.route in routes]
-        checks = [RouteCheck(settings, flow, way, targets[way.target], of_source.found.run) for way in ways]
+        ways = tuple(way for way in maps.ways(source) if way.route in routes)
         await _start({way.target for way in ways}, targets, maps)
+        ways = await _gated(settings, flow, targets, maps, ways)
+        checks = [RouteCheck(settings, flow, way, targets[way.target], of_source.found.run) for way in ways]
         found = await of_source.run(since=since, show=show, seen=_all([each.seen for each in checks]))
         by_route = [await each.run() for each in checks]
         if repair:
@@ -105,6 +108,17 @@ async def _compare(
 async def _start(names: set[str], targets: dict[str, TargetLike], maps: Maps) -> None:
     for name in sorted(names):
         await targets[name].start(maps.columns(name))
+
+
+async def _gated(settings: Settings, flow: Flow, targets: Mapping[str, TargetLike], maps: Maps, ways: tuple[Way, ...]) -> tuple[Way, ...]:
+    """With what keeps records from the targets on purpose, as the workers know it."""
+    rejections = Rejections(settings, flow, targets, lambda: maps)
+    try:
+        if rejections.aimed:
+            await patiently(rejections.look)
+        return rejections.gates(ways)
+    finally:
+        await rejections.close()
 
 
 def _all(seen: Sequence[Seen]) -> Seen:

@@ -22,6 +22,7 @@ from agents.map_versions import Fields, Versions
 from agents.org_fields import follow_org
 from agents.process import process_stage
 from agents.refill import with_refill
+from agents.rejections import Rejections, no_gates
 from agents.targets import make_target
 from agents.targets.base import TargetLike
 from agents.writer import writer_stage
@@ -41,11 +42,14 @@ LEAVE_SECONDS = 5.0
 log = structlog.get_logger()
 
 
-def build_stages(settings: Settings, flow: Flow, targets: Mapping[str, TargetLike], maps: Versions) -> list[Stage]:
+def build_stages(
+    settings: Settings, flow: Flow, targets: Mapping[str, TargetLike], maps: Versions, rejections: Rejections | None = None
+) -> list[Stage]:
     """Process, a fetch stage per Salesforce connection that a route reads, a writer per target that a route writes to."""
     fields = Fields(maps)
     holds = Holds(settings, flow)
-    stages = [with_refill(process_stage(flow, settings, maps, holds.routes), settings, maps, holds)]
+    gates = rejections.gates if rejections is not None else no_gates
+    stages = [with_refill(process_stage(flow, settings, maps, holds.routes, gates), settings, maps, holds, gates)]
     stages += [
         fetch_stage(name, flow, settings, fields, maps, partial(follow_org, maps, flow))
         for name, connection in flow.connections.items()
@@ -54,7 +58,7 @@ def build_stages(settings: Settings, flow: Flow, targets: Mapping[str, TargetLik
     stages += [duplicates_stage(settings)] if compares(flow) else []
     elsewhere = Elsewhere(settings).routes
     stages += [
-        writer_stage(name, target, flow, settings, maps, elsewhere=elsewhere, held=partial(holds.target, name))
+        writer_stage(name, target, flow, settings, maps, elsewhere=elsewhere, held=partial(holds.target, name), rejections=rejections)
         for name, target in targets.items()
         if maps.columns(name)
     ]
@@ -69,10 +73,13 @@ async def build_app(settings: Settings, flow: Flow) -> tuple[faust.App, list[Sta
     await ensure(settings, Topics(settings.installation).all(flow, settings))
     targets = _targets(flow, settings.installation)
     maps = await Versions(settings, flow, targets, strict=True).begin()
-    stages = build_stages(settings, flow, targets, maps)
+    rejections = Rejections(settings, flow, targets, lambda: maps.now)
+    stages = build_stages(settings, flow, targets, maps, rejections if rejections.aimed else None)
     app = create_app(settings, stages)
     app.task(maps.follow)
     app.task(maps.watch)
+    if rejections.aimed:
+        app.task(rejections.follow)
     return app, stages, maps
 
 

@@ -17,7 +17,9 @@ from agents.anew import anew, in_topic_source
 from agents.applied import Applied, Shapes
 from agents.calls import Calls
 from agents.guard import Guard, each_record, split
+from agents.rejections import Rejections
 from agents.rules.delivery import Decision, Delivered, Lane, apply, outdated
+from agents.rules.takes import Refusal, at_path
 from agents.rules.writes import NULL, WireWrite, decode_write, encode_write, read_json
 from agents.targets.base import Effect, TargetLike
 from models.envelope import Reason
@@ -59,14 +61,16 @@ def writer_stage(
     guard: Guard | None = None,
     elsewhere: OtherRoutes = _nowhere,
     held: Callable[[], str] = str,
+    rejections: Rejections | None = None,
 ) -> Stage:
     """The stage that writes to one target. The target is started at the first chunk.
 
     elsewhere   routes of the other workers, as heard at most so many seconds ago: a write of one of them waits
     held        why people do not want the target to be called now, "" when it may be
+    rejections  learns from what the target refuses and takes
     """
     topics = Topics(settings.installation)
-    writer = Writer(name, target, flow, settings, maps, guard or Guard(STAGE, name, held=held), elsewhere)
+    writer = Writer(name, target, flow, settings, maps, guard or Guard(STAGE, name, held=held), elsewhere, rejections)
     scarce = target.requests_per_second is not None  # then calls are filled by several partitions (calls.py), and none of them waits long
     return Stage(
         name=f"write-{name}",
@@ -128,8 +132,9 @@ class Writer:
         maps: Shapes,
         guard: Guard,
         elsewhere: OtherRoutes = _nowhere,
+        rejections: Rejections | None = None,
     ) -> None:
-        self.name, self.target, self.guard, self._elsewhere = name, target, guard, elsewhere
+        self.name, self.target, self.guard, self._elsewhere, self._rejections = name, target, guard, elsewhere, rejections
         self._flow = flow
         self._topics = Topics(settings.installation)
         self._routes = frozenset(route for route, what in flow.routes.items() if what.to == name)
@@ -319,7 +324,8 @@ class Writer:
 
         def guilty(item: Item, error: PermanentError | TemporaryError) -> None:
             retryable = isinstance(error, TemporaryError)
-            self._record(item, WriteResult(Outcome.DEAD, error.reason, getattr(error, "field", None), retryable), work, time.time())
+            rule = error.rule if isinstance(error, PermanentError) else None
+            self._record(item, WriteResult(Outcome.DEAD, error.reason, getattr(error, "field", None), retryable, rule), work, time.time())
 
         await split(batch, write, guilty)
 
@@ -335,6 +341,8 @@ class Writer:
             error = TemporaryError(result.reason) if result.retryable else PermanentError(result.reason, field=result.field)
             meta = effect.meta
             self._dead(work, item.record, error, meta.source, meta.route, meta.revision, result.retryable)
+        if self._rejections is not None and effect.json is not None:
+            work.forwards += self._learned(self._rejections, effect, result)
         if result.outcome is Outcome.STALE:
             state.unknown()
             log.warning("the target holds a later turn", target=self.name, object=effect.object, turn=effect.turn)
@@ -345,6 +353,16 @@ class Writer:
                 for since, began in (("commit", write.committed), ("received", write.received)):
                     if began is not None:
                         work.waited[write.route, since].append(max(0.0, now - began / 1000))
+
+    def _learned(self, rejections: Rejections, effect: Effect, result: WriteResult) -> list[Output]:
+        """What follows for gates from what the target said of a body."""
+        meta = effect.meta
+        if result.outcome is Outcome.WRITTEN and effect.json is not None:
+            return rejections.took(meta.route, meta.source, effect.json)
+        if result.outcome is not Outcome.DEAD or result.field is None or result.rule is None:
+            return []
+        value = at_path(effect.body or {}, result.field.split("."))
+        return rejections.refused(Refusal(meta.route, result.field, result.rule, value, meta.source, meta.version))
 
     def _dead(
         self, work: Work, record: Record, error: HeadraceError, source: str, route: str, revision: int, retryable: bool = False

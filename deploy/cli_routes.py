@@ -46,8 +46,8 @@ def refuse(
 ) -> None:
     """Drop the deletes, the emptied fields or the spike for which a gate holds a route: the target keeps what it has. The route goes on.
 
-    What else changed meanwhile is told. A dropped record is told when it changes next, whole, as it is then; all of them by
-    `headrace refill ROUTE`. `headrace quality` shows the decision. Where it was meant after all: `headrace resume ROUTE`.
+    What else changed meanwhile is told. A dropped record is told when it changes next, whole, as it is then; all of them by a refill.
+    `headrace quality` shows the decision. Where it was meant after all, resume the route instead.
 
     Example: headrace refuse contacts --because "an import went wrong"
     """
@@ -93,13 +93,22 @@ def replay(
 
 def quality(
     route: Annotated[str | None, typer.Argument(help="Only this route: hour by hour, and why records failed.", metavar="[ROUTE]")] = None,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Try at once what the route's target refused lately.", show_default=False)
+    ] = False,
     flow: FlowOption = None,
     json: JsonOption = False,
 ) -> None:
     """Show how many records came to each route, passed, failed, and were removed as duplicates, by batch; and why they failed.
 
+    Also swarms that were refused, and what the target of a route whose quality names `target` refused: that is not tried again now.
+
     Example: headrace quality people
     """
     from deploy import quality as command
 
+    if forget:
+        if route is None:
+            raise typer.BadParameter("--forget needs a route", param_hint="ROUTE")
+        raise typer.Exit(command.forget(flow, route, json))
     raise typer.Exit(command.quality(flow, route, json))

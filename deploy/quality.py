@@ -1,4 +1,4 @@
-"""`headrace quality`: what became of the records of each route, by batch, and why some failed. Only looks."""
+"""`headrace quality`: what became of the records of each route, by batch, why some failed, what was refused, and by whom."""
 
 import asyncio
 import time
@@ -10,13 +10,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deploy.context import read_all
+from deploy.context import choose_route, read_all
 from deploy.looks import ago, printable, table
+from deploy.runs import answer
 from models.errors import SettingsError
+from models.learned import Learned
 from streams.publish import read_all as read_all_of
 from streams.quality import Batch, Counted, Row, read_quality, rows_of
 from streams.refusals import Refused, refusals_of
-from streams.topics import Topics
+from streams.rejections import forget as forget_learned
+from streams.rejections import read_learned
+from streams.topics import Topics, ensure
 
 DAY_HOURS = 24
 MOST_ROWS, MOST_FAILURES = 40, 20
@@ -24,13 +28,14 @@ MOST_ROWS, MOST_FAILURES = 40, 20
 
 class Shown(msgspec.Struct):
     """For --json. `rolling`: live events of the last 24 hours by route; `batches`: latest first; `failures`: the last, by route;
-    `refused`: swarms that people refused.
+    `refused`: swarms that people refused; `learned`: what targets refused, and gates stop now.
     """
 
     rolling: dict[str, Counted]
     batches: list[Row]
     failures: dict[str, list[tuple[str, list[tuple[str, str, str]]]]]
     refused: list[Refused] = []
+    learned: list[Learned] = []
 
 
 def quality(flow_path: Path | None, route: str | None, as_json: bool) -> int:
@@ -39,15 +44,18 @@ def quality(flow_path: Path | None, route: str | None, as_json: bool) -> int:
     if route is not None and route not in flow.routes:
         raise SettingsError(f"there is no route {route!r}; the flow file has {', '.join(flow.routes)}")
 
-    async def read() -> tuple[list[Batch], list[Refused]]:
-        return await read_quality(settings), refusals_of(await read_all_of(settings, Topics(settings.installation).runs))
+    async def read() -> Shown:
+        await ensure(settings, Topics(settings.installation).all(flow, settings))
+        shown = shown_of(await read_quality(settings), route, int(time.time()))
+        refused = refusals_of(await read_all_of(settings, Topics(settings.installation).runs))
+        shown.refused = [one for one in refused if route in (None, one.route)]
+        shown.learned = [one for one in await read_learned(settings, int(time.time() * 1000)) if route in (None, one.route)]
+        return shown
 
-    batches, refused = asyncio.run(read())
-    shown = shown_of(batches, route, int(time.time()))
-    shown.refused = [one for one in refused if route in (None, one.route)]
+    shown = asyncio.run(read())
     if as_json:
         print(msgspec.json.format(msgspec.json.encode(shown), indent=2).decode())
-    elif not shown.batches:
+    elif not (shown.batches or shown.refused or shown.learned):
         print("No records came to quality yet." if route is None else f"No records of route {route} came to quality yet.")
     else:
         console = Console()
@@ -83,7 +91,10 @@ def _tables(shown: Shown, *, one: bool) -> list[Table]:
     refused = table("swarms that were refused", "route", "when", "dropped>", "why")
     for decision in shown.refused[:MOST_ROWS]:
         refused.add_row(decision.route, ago(decision.at), f"{decision.dropped:,}", Text(printable(decision.why)))
-    found = [some for some in (rolling, batches, refused) if some.row_count]
+    learned = table("refused by the target: not tried again now", "route", "field", "rule", "value", "times>", "last>")
+    for rule in shown.learned[:MOST_ROWS]:
+        learned.add_row(rule.route, printable(rule.field), rule.rule, valued(rule), f"{rule.times:,}", ago(rule.at))
+    found = [some for some in (rolling, batches, refused, learned) if some.row_count]
     if not one:
         return found
     why = table("why", "fault", "how often>")
@@ -97,6 +108,32 @@ def _tables(shown: Shown, *, one: bool) -> list[Table]:
         for id, faults in failures:
             last.add_row(printable(id), Text(printable("; ".join(f"{name}: {rule}, found {what}" for name, rule, what in faults))))
     return [*found, *(some for some in (why, last) if some.row_count)]
+
+
+def valued(learned: Learned) -> str:
+    """What is stopped, in words."""
+    if learned.least:
+        return f"text of {learned.least:,} characters or more"
+    if learned.source:
+        return f"this {learned.found} in {learned.source}"
+    return f"this {learned.found}" if learned.mark else f"any {learned.found}" if learned.found != "null" else "null"
+
+
+def forget(flow_path: Path | None, route: str, as_json: bool) -> int:
+    """Have what the route's target refused tried again at once. Exit code 0. Raises SettingsError, TemporaryError."""
+    settings, flow = read_all(flow_path)
+    choose_route(flow, route)
+
+    async def main() -> int:
+        await ensure(settings, Topics(settings.installation).all(flow, settings))
+        learned = [one for one in await read_learned(settings, int(time.time() * 1000)) if one.route == route]
+        await forget_learned(settings, learned)
+        return len(learned)
+
+    count = asyncio.run(main())
+    sentence = f"route {route}: {count:,} rules that were learned are forgotten. What they stopped: headrace redrive (see dead-letters)."
+    answer(as_json, {"route": route, "forgotten": count}, sentence)
+    return 0
 
 
 def _figures(counted: Counted) -> tuple[str, str, str, str]:

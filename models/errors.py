@@ -3,6 +3,8 @@
 A message says what happened, to what, and what to do; it never holds a secret or the text of a remote system that was not scrubbed.
 """
 
+from models.learned import Rule
+
 
 class HeadraceError(Exception):
     """Base of every error of ours; never raised itself."""
@@ -21,11 +23,13 @@ class TemporaryError(HeadraceError):
 
 
 class PermanentError(HeadraceError):
-    """This record can never pass as it is: dead letter. `field` names the culprit where it is known."""
+    """This record can never pass as it is: dead letter. `field` names the culprit where it is known, a target's `rule` (models/learned.py)
+    what of it.
+    """
 
-    def __init__(self, reason: str, *, field: str | None = None) -> None:
+    def __init__(self, reason: str, *, field: str | None = None, rule: Rule | None = None) -> None:
         super().__init__(reason)
-        self.reason, self.field = reason, field
+        self.reason, self.field, self.rule = reason, field, rule
 
 
 class PausedError(HeadraceError):

@@ -192,6 +192,7 @@ class Route(Part):
     """One way from sources to a target.
 
     sources    "<connection>/<sObject>", or "<source>" of a webhook; their order decides between several sources of one target key
+    quality    stages; `target`: what the target says that it takes, and what it refused
     map        a built-in map's name, or a path of a map file, relative to the flow file
     fields     "all": every other field that the org shows of the sources goes to the target too, under its own name
     fetch      event: emit what was merged; query: a change event asks for the row with its relationship fields
@@ -205,7 +206,7 @@ class Route(Part):
     to: str
     map: str
     fields: Literal["all"] | None = None
-    quality: tuple[Literal["required", "duplicates", "types"], ...] = ("required",)
+    quality: tuple[Literal["required", "duplicates", "types", "target"], ...] = ("required",)
     fetch: Literal["event", "query"] = "event"
     where: str | None = None
     on_delete: OnDelete = "tombstone"

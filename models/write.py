@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+from models.learned import Rule
+
 OnDelete = Literal["tombstone", "delete", "mark", "ignore"]
 Body = dict[str, Any]
 
@@ -88,11 +90,15 @@ class Outcome(StrEnum):
 
 @dataclass(slots=True)
 class WriteResult:
-    """One per effect, in the order of the effects. `reason`, `field` and `retryable` are for DEAD; `id` is the target's own id."""
+    """One per effect, in the order of the effects. `reason`, `field`, `rule` and `retryable` are for DEAD; `id` is the target's own id.
+
+    rule   what the target refuses of the value at `field`, a path of the body, where it says so or names the field alone ("value")
+    """
 
     outcome: Outcome
     reason: str = ""
     field: str | None = None
     retryable: bool = False
+    rule: Rule | None = None
     id: str | None = None
     facts: Body = dataclass_field(default_factory=dict)

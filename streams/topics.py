@@ -65,6 +65,7 @@ class Topics:
         self.refill = f"{installation}.refill"
         self.quality = f"{installation}.quality"
         self.maps = f"{installation}.maps"
+        self.rejections = f"{installation}.rejections"
 
     def inbound(self, source: str, *, bulk: bool = False) -> str:
         """In-topic of "<connection>/<sObject>" or of a webhook source."""
@@ -131,6 +132,7 @@ class Topics:
             Topic(self.pauses, "what/name", "compact", None, "pause, resume", "every process, status"),
             Topic(self.refill, "route/partition", "compact", None, "refill, resume, process", "process"),
             Topic(self.quality, "stage/partition/batch", "compact", None, "process", "quality"),
+            Topic(self.rejections, "route|field|rule|class", "delete", DAY_MS, "writer", "process, quality"),
             Topic(self.maps, "route", "compact", None, "worker", "worker, subscribe, snapshot, verify, status"),
             Topic(self.processes, "process id", "compact", None, "every process", "status"),
             Topic(self.dead_letters, "dead letter id", "delete", None, "every stage", "dead-letters"),

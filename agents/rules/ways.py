@@ -9,6 +9,7 @@ from agents.rules.filters import Predicate
 from agents.rules.mapping import CompiledMap
 from agents.rules.merge import RecordState
 from agents.rules.quality import Gate
+from agents.rules.takes import TargetGate
 from agents.rules.transforms import mail
 from models.errors import PermanentError
 from models.write import Body, OnDelete
@@ -27,6 +28,7 @@ class Way:
     key        what names the target record: a path in the body, a template "{a}-{b}", or None: connection and record id
     once       duplicates are removed: of several emissions of one record in a chunk the last is enough
     mail       top-level field of the body by which persons are the same one; None: no record is compared with others
+    beyond     what the target says that it takes, and what it refused; None: nothing is looked at
     """
 
     route: str
@@ -48,18 +50,24 @@ class Way:
     version: int = 0
     gone: frozenset[str] = frozenset()
     added: frozenset[str] = frozenset()
+    beyond: TargetGate | None = None
 
     @property
     def wanted(self) -> frozenset[str]:
         """Every path that the map and the filter read."""
         return self.fields | self.gone
 
-    def shape(self, values: Mapping[str, Any], record_id: str) -> tuple[str, Body] | None:
-        """Target key and body of a record that is not deleted; None when the filter keeps it out. Raises PermanentError."""
+    def shape(self, values: Mapping[str, Any], record_id: str, *, asks: bool = True) -> tuple[str, Body] | None:
+        """Target key and body of a record that is not deleted; None when the filter keeps it out. Raises PermanentError.
+
+        asks   the gate `beyond`; else the target itself answers
+        """
         if self.where is not None and not self.where(values):
             return None
         body = self.map.apply(values)
         self.gate.check(body, record_id, self.map.entity or "record")
+        if self.beyond is not None and asks:
+            self.beyond.check(body, f"{self.source}/{record_id}", record_id, self.map.entity or "record")
         key = self.same_key(self.object, key_of(body, self.key)) if self.key is not None else None
         if key == "":
             raise PermanentError(f"the field {self.key} is blank: a record of {self.target} cannot be named by it", field=self.key)

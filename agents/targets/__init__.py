@@ -6,6 +6,7 @@ How to add a target
    - options, derived from `base.Options`: what the flow file may set (secrets are `SecretStr`; unknown keys are refused),
    - `Target`, which fulfils `base.TargetLike`: what one batch may hold, how many requests a second the whole project may make, whether it
      `compares` turns, whether it `renames` keys, and the methods start, write, probe, close, same_key.
+   One that can say what its fields take also has `describe`; of what it refuses it names field and rule (WriteResult, PermanentError).
    It knows its wire and nothing else. It raises the errors of models/errors.py; retry, splitting, pausing, rate and dead letters are the
    writer's and the guard's. Clean what the remote says with `models.scrub.scrub` before it enters an error. HTTP goes through
    agents/outbound.py.

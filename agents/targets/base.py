@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
+from agents.rules.takes import Takes
 from agents.rules.writes import Json, read_json
 from models.write import Body, OnDelete, WriteResult
 
@@ -41,6 +42,8 @@ class Meta(Protocol):
     def received(self) -> int | None: ...
     @property
     def reason(self) -> str: ...
+    @property
+    def version(self) -> int: ...
 
 
 @dataclass(slots=True, kw_only=True)  # not frozen: see models/write.py
@@ -135,6 +138,15 @@ class TargetLike(Protocol):
 
     def same_key(self, object: str, key: str) -> str:
         """The key after the target's own normalising (trim, lower-case mail): used before the Kafka key is made. Pure."""
+        ...
+
+
+@runtime_checkable
+class Describing(Protocol):
+    """What a target may do beside, for gates; of one that does not, nothing is known until it refuses something."""
+
+    async def describe(self, object: str) -> Mapping[str, Takes]:
+        """By path in a body what the field takes; what is not said is not there. Raises as `write` does. Asked twice a minute."""
         ...
 
 

@@ -19,8 +19,10 @@ import structlog
 from pydantic import Field, SecretStr
 
 from agents.outbound import Answer, Outbound
+from agents.rules.takes import NUMBERS, TEXTS, Takes
 from agents.targets.base import Columns, Effect, Fault, Options, cleared
 from models.errors import PausedError, PermanentError, TemporaryError
+from models.learned import Rule
 from models.scrub import scrub
 from models.write import Body, Outcome, WriteResult
 
@@ -31,11 +33,22 @@ USER_FIELDS = frozenset({"email", "userId", "dataFields"})
 LARGEST = 4_000_000
 LOOK_SECONDS = 0.02
 """Between two users that are read back: half of what Iterable allows."""
-SPLITS = frozenset({"BadJsonBody", "RequestFieldsTypesMismatched", "BatchTooLarge"})
+MISMATCH = "RequestFieldsTypesMismatched"
+SPLITS = frozenset({"BadJsonBody", MISMATCH, "BatchTooLarge"})
 """Codes of a refused batch in which one user may be guilty; with any other every user of the batch would be refused again."""
 KEY_CODES = frozenset({"BadApiKey", "BadAuthorizationHeader", "Forbidden", "Unauthorized", "InvalidJwtPayload"})
 PASSING_CODES = frozenset({"RateLimitExceeded", "DatabaseError"})
 UNKNOWN_CODES = frozenset({"UnknownEmailError", "NotFound"})
+CLASSES = {
+    "string": TEXTS,
+    "keyword": TEXTS,
+    "boolean": frozenset({"boolean"}),
+    "date": frozenset({"date as text"}),
+    "long": frozenset({"whole number"}),
+    "double": NUMBERS,
+    "object": frozenset({"object"}),
+}
+"""By type of a field the classes of values that it takes; of another type nothing is known."""
 DEAD_BUCKETS = {
     "invalidEmails": ("Iterable refuses the e-mail address, as identifier or inside dataFields; mend it in the source", "email"),
     "invalidDataEmails": ("Iterable refuses a value in dataFields; compare the map's types with the project's field types", "dataFields"),
@@ -122,9 +135,9 @@ class Target:
         if (code := self._check(answer)) is not None:
             said = self._said(answer, code)
             if code in SPLITS or answer.status == 413 or (len(effects) > 1 and answer.status == 409):
-                raise PermanentError(said, field=_culprit(answer))
+                raise PermanentError(said, field=_culprit(answer, code), rule="type" if code == MISMATCH else None)
             outcome = Outcome.SUPPRESSED if code == "ForgottenUserError" else Outcome.DEAD
-            return [WriteResult(outcome, said, _culprit(answer))] * len(effects)
+            return [WriteResult(outcome, said, _culprit(answer, code))] * len(effects)
         return self._results(effects, answer)
 
     def _results(self, effects: Sequence[Effect], answer: Answer) -> list[WriteResult]:
@@ -140,7 +153,8 @@ class Target:
             key = effect.key
             dead = next((why for name, why in DEAD_BUCKETS.items() if key in buckets.get(name, ())), None)
             if dead is not None:
-                result = WriteResult(Outcome.DEAD, f"target {self.name}: {dead[0]}", dead[1])
+                rule: Rule | None = "value" if dead[1] == self.key_field else None
+                result = WriteResult(Outcome.DEAD, f"target {self.name}: {dead[0]}", dead[1], rule=rule)
             elif key in buckets.get("forgottenEmails", ()):
                 result = WriteResult(Outcome.SUPPRESSED, f"target {self.name}: this person was forgotten in Iterable")
             elif effect.json is None:
@@ -156,6 +170,15 @@ class Target:
             if failed == 0:
                 return [WriteResult(Outcome.DEAD, reason, "email")]
         return results
+
+    async def describe(self, object: str) -> Mapping[str, Takes]:  # noqa: ARG002 - the protocol's
+        """The types that the project has given its fields."""
+        answer = await self._http.request("GET", "/api/users/getFields")
+        if (code := self._check(answer)) is not None:
+            raise PermanentError(self._said(answer, code))
+        told = answer.json.get("fields") if isinstance(answer.json, dict) else None
+        types = told.items() if isinstance(told, dict) else ()
+        return {f"dataFields.{name}": Takes(classes=CLASSES[str(kind)]) for name, kind in types if str(kind) in CLASSES}
 
     async def differing(self, object: str, expected: Mapping[str, Body]) -> Mapping[str, Fault]:  # noqa: ARG002 - the protocol's
         """Reads each user back, one after another: what others keep beside ours is theirs."""
@@ -223,7 +246,7 @@ class Target:
             raise TemporaryError(self._said(answer, code), retry_after=answer.retry_after)
         if status in (401, 403) or code in KEY_CODES:
             raise PausedError(f"{self._said(answer, code)}; give a valid server-side key with the right to write users")
-        if status == 408 or (status >= 500 and code != "RequestFieldsTypesMismatched"):
+        if status == 408 or (status >= 500 and code != MISMATCH):
             raise TemporaryError(self._said(answer, code), retry_after=answer.retry_after)
         if 300 <= status < 400 or (status in (404, 405) and not (missing and isinstance(told, dict))):
             raise PausedError(f"{self._said(answer, code)}; this is no Iterable API: check base_url")
@@ -298,9 +321,10 @@ def _is_unknown(answer: Answer, code: str) -> bool:
     return answer.status == 404 or code in UNKNOWN_CODES or "not exist" in words or "no user" in words
 
 
-def _culprit(answer: Answer) -> str | None:
-    """The field a refusal names; its index in the batch is not to be trusted."""
-    return next(_params(answer.json), None)
+def _culprit(answer: Answer, code: str) -> str | None:
+    """The field a refusal names, as a path in the body; its index in the batch is not to be trusted."""
+    found = next(_params(answer.json), None)
+    return f"dataFields.{found}" if found is not None and code == MISMATCH else found
 
 
 def _params(told: Any) -> Iterator[str]:

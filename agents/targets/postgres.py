@@ -17,7 +17,9 @@ import structlog
 from psycopg import sql
 from pydantic import Field, SecretStr
 
+from agents import catalogue
 from agents.rules import sqltext
+from agents.rules.takes import Takes
 from agents.targets.base import Columns, Effect, Fault, Options
 from models.errors import HeadraceError, PausedError, PermanentError, TemporaryError
 from models.scrub import scrub
@@ -112,14 +114,15 @@ class Target:
             if refused := [column for column in columns if self.refusal(column)]:
                 raise PausedError(f"target {self.name}: {self.refusal(refused[0])}; rename it in the map")
         self._objects = dict(objects)
-        types = {}
+        types, needed = {}, {}
         async with self._connection() as connection, connection.transaction():
             await connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [f"headrace {self.options.schema_}"])
             await self._schema(connection)
             for object_name, columns in objects.items():
                 types[object_name] = await self._table(connection, object_name, columns)
+                needed[object_name] = await catalogue.needed(connection, self.options.schema_, object_name, META)
         self._types = types
-        self._statements = {name: (self._upsert(name, kinds), self._upsert(name, {})) for name, kinds in types.items()}
+        self._statements = {name: (self._upsert(name, kinds), self._upsert(name, {}, needed[name])) for name, kinds in types.items()}
 
     async def write(self, effects: Sequence[Effect]) -> list[WriteResult]:
         """One statement per object and kind; each is atomic, and repeating one changes nothing."""
@@ -141,8 +144,8 @@ class Target:
                 statement = statements[object_name][keeps]
                 try:
                     answer = await connection.execute(statement, [(b"[%b]" % b",".join(rows)).decode()])
-                except psycopg.DataError as error:
-                    if len(effects) == 1 and not keeps:
+                except (psycopg.DataError, psycopg.IntegrityError) as error:
+                    if len(effects) == 1:
                         raise await self._culprit(connection, object_name, orjson.loads(rows[0]), error) from None
                     raise
                 applied = {key for (key,) in await answer.fetchall()}
@@ -251,18 +254,21 @@ class Target:
             return ours
         return bytes(effect.json)[:-1] + b"," + ours[1:]
 
-    def _upsert(self, object_name: str, types: Mapping[str, str]) -> sql.Composed:
-        columns = [*META, *types]
-        sent = {**SENT, **types}
+    def _upsert(self, object_name: str, types: Mapping[str, str], kept: Sequence[str] = ()) -> sql.Composed:
+        """`kept`: columns that must not be null, where only a row that is there can be written without values."""
+        columns, sent = [*META, *types, *kept], {**SENT, **types}
         return sql.SQL(
-            "INSERT INTO {table} AS t ({columns}) SELECT {values} FROM json_to_recordset(%s::json) AS s({sent}) "
+            "INSERT INTO {table} AS t ({columns}) SELECT {values} FROM json_to_recordset(%s::json) AS s({sent}) {there}"
             "ON CONFLICT (_key) DO UPDATE SET {sets} WHERE excluded._turn >= t._turn RETURNING t._key"
         ).format(
             table=self._table_name(object_name),
             columns=sql.SQL(", ").join(map(sql.Identifier, columns)),
-            values=sql.SQL(", ").join(_plain(COMPUTED[c]) if c in COMPUTED else sql.Identifier("s", c) for c in columns),
+            there=sql.SQL("JOIN {} AS o ON o._key = s._key " if kept else "").format(self._table_name(object_name)),
+            values=sql.SQL(", ").join(
+                _plain(COMPUTED[c]) if c in COMPUTED else sql.Identifier("o" if c in kept else "s", c) for c in columns
+            ),
             sent=sql.SQL(", ").join(sql.SQL("{} {}").format(sql.Identifier(c), _plain(kind)) for c, kind in sent.items()),
-            sets=sql.SQL(", ").join(sql.SQL("{0} = excluded.{0}").format(sql.Identifier(c)) for c in columns if c != "_key"),
+            sets=sql.SQL(", ").join(sql.SQL("{0} = excluded.{0}").format(sql.Identifier(c)) for c in columns if c not in ("_key", *kept)),
         )
 
     async def _schema(self, connection: psycopg.AsyncConnection) -> None:
@@ -270,14 +276,14 @@ class Target:
         there = await (await connection.execute("SELECT 1 FROM pg_namespace WHERE nspname = %s", [self.options.schema_])).fetchone()
         if there is None:
             await connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(self.options.schema_)))
-        if not await self._columns(connection, OWNERS):
+        if not await catalogue.columns(connection, self.options.schema_, OWNERS):
             made = "CREATE TABLE {} (object text PRIMARY KEY, installation text NOT NULL, made timestamptz NOT NULL DEFAULT now())"
             await connection.execute(sql.SQL(made).format(self._table_name(OWNERS)))
 
     async def _table(self, connection: psycopg.AsyncConnection, object_name: str, columns: Columns) -> dict[str, str]:
         """Make or extend one table; gives the types its columns really have."""
         owners, table = self._table_name(OWNERS), self._table_name(object_name)
-        there = await self._columns(connection, object_name)
+        there = await catalogue.columns(connection, self.options.schema_, object_name)
         found = await connection.execute(sql.SQL("SELECT installation FROM {} WHERE object = %s").format(owners), [object_name])
         owner = await found.fetchone()
         place = f"target {self.name}: table {self.options.schema_}.{object_name}"
@@ -305,32 +311,25 @@ class Target:
             log.warning("column keeps another type than the map's", target=self.name, column=column, table=there[column], remedy=retype)
         return {column: there.get(column, wanted[column]) for column in columns}
 
-    async def _columns(self, connection: psycopg.AsyncConnection, object_name: str) -> dict[str, str]:
-        """Columns of a table and their types; empty when there is no such table."""
-        found = await connection.execute(
-            "SELECT a.attname, format_type(a.atttypid, a.atttypmod) FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid "
-            "JOIN pg_namespace n ON n.oid = c.relnamespace "
-            "WHERE n.nspname = %s AND c.relname = %s AND a.attnum > 0 AND NOT a.attisdropped",
-            [self.options.schema_, object_name],
-        )
-        return {name: "timestamptz" if kind == "timestamp with time zone" else kind for name, kind in await found.fetchall()}
-
     async def _culprit(
         self, connection: psycopg.AsyncConnection, object_name: str, row: Mapping[str, object], error: psycopg.Error
     ) -> PermanentError:
-        """Which field of a refused row it is: each is read by itself."""
-        for column, kind in self._types[object_name].items():
-            query = sql.SQL("SELECT s.* FROM json_to_recordset(%s::json) AS s({} {})").format(sql.Identifier(column), _plain(kind))
-            try:
-                await connection.execute(query, [orjson.dumps([{column: row.get(column)}]).decode()])
-            except psycopg.DataError as why:
-                text, wanted = f"{object_name}.{column} cannot hold this value", TYPES[self._objects[object_name][column]]
-                if kind != wanted:
-                    self._statements = {}  # somebody may do what is said here: the next write looks at the table again
-                    retype = sqltext.retype(self.options.schema_, object_name, column, wanted)
-                    text += f" (it is {kind}, the map makes it {wanted}: {retype}, then redrive)"
-                return PermanentError(f"target {self.name}: {text}: {_said(why)}", field=column)
-        return PermanentError(f"target {self.name}: {object_name} refuses this record: {_said(error)}")
+        """With the field of a refused row that is guilty, where it is one."""
+        found = await catalogue.culprit(connection, self.options.schema_, object_name, self._types[object_name], row, error)
+        if found is None or found[0] not in self._types[object_name]:
+            return PermanentError(f"target {self.name}: {object_name} refuses this record: {_said(error)}")
+        column, rule, why = found
+        text, kind = f"{object_name}.{column} cannot hold this value", self._types[object_name][column]
+        if kind != (wanted := TYPES[self._objects[object_name][column]]):
+            self._statements = {}  # somebody may do what is said here: the next write looks at the table again
+            retype = sqltext.retype(self.options.schema_, object_name, column, wanted)
+            text += f" (it is {kind}, the map makes it {wanted}: {retype}, then redrive)"
+        return PermanentError(f"target {self.name}: {text}: {_said(why)}", field=column, rule=rule)
+
+    async def describe(self, object: str) -> Mapping[str, Takes]:
+        """From the catalogue; nothing of a table that is not there."""
+        async with self._connection() as connection:
+            return await catalogue.takes(connection, self.options.schema_, object, META)
 
     def _table_name(self, object_name: str) -> sql.Identifier:
         return sql.Identifier(self.options.schema_, object_name)
@@ -393,5 +392,6 @@ def _plain(text: str) -> sql.SQL:
 
 
 def _said(error: psycopg.Error) -> str:
-    """The server's main message: no context, which repeats whole rows."""
-    return scrub(error.diag.message_primary or str(error).split("\n", 1)[0], 300)
+    """The server's main message: no context, which repeats whole rows, and of a value that it cannot read not the value."""
+    text = error.diag.message_primary or str(error).split("\n", 1)[0]
+    return scrub(re.sub('".*"', '"…"', text, flags=re.DOTALL) if isinstance(error, psycopg.DataError) else text, 300)

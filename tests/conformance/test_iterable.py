@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from agents.rules.takes import Takes
 from agents.targets import make_target
-from agents.targets.base import Columns, Comparing, Listing, TargetLike
+from agents.targets.base import Columns, Comparing, Describing, Listing, TargetLike
 from deploy.sandbox.iterable.server import Sandbox
 from models.errors import PausedError
 from models.flow import Target as TargetOptions
@@ -150,7 +151,24 @@ class TestIterable(Conformance):
     async def test_a_type_mismatch_names_the_field(self, rig: IterableRig, bench: Bench) -> None:
         await bench.give(bench.write(CAT, {"name": "Cat", "score": 1}, B))
         await bench.give(bench.write(ANN, {"name": "Ann", "score": "a lot"}))
-        assert [letter.field for letter in bench.dead] == ["score"]
+        assert [letter.field for letter in bench.dead] == ["dataFields.score"]
+
+    async def test_the_project_says_what_its_fields_take(self, rig: IterableRig, bench: Bench) -> None:
+        values = {"name": "Ann", "score": 1, "part": 1.5, "seen": "2026-01-02T03:04:05.000Z", "on": True, "home": {"city": "x"}}
+        await bench.give(bench.write(CAT, values, B))
+        target = bench.target
+        assert isinstance(target, Describing)
+        takes = await target.describe("users")
+        assert takes["dataFields.seen"] == Takes(classes=frozenset({"date as text"}))
+        other = {"name": 1, "score": "a lot", "part": "1.5", "seen": "2020-04-13 14:04:09.000", "on": "yes", "home": "x"}
+        for name, value in values.items():
+            assert takes[f"dataFields.{name}"].refuses(value) is None
+            assert takes[f"dataFields.{name}"].refuses(other[name]) is not None
+            await bench.give(bench.write(ANN, {name: other[name]}))
+            assert [letter.field for letter in bench.dead] == [f"dataFields.{name}"], "as Iterable itself says"
+            bench.dead.clear()
+            await bench.give(bench.write(ANN, {name: value}))
+            assert bench.dead == []
 
     async def test_an_address_inside_data_fields_is_not_sent(self, rig: IterableRig, bench: Bench) -> None:
         write = bench.write(ANN, {"name": "Ann"})

@@ -1,4 +1,4 @@
-"""Swarm gates on real Kafka and PostgreSQL: a route is held, the other flows; what was held is refused, or told once it is mended."""
+"""Gates on real Kafka and PostgreSQL: a swarm is held, refused, mended, told; what the table would refuse is stopped."""
 
 import asyncio
 import json
@@ -14,10 +14,14 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from agents.dead_letters import list_letters
+from models.dead_letter import DeadLetter
 from models.envelope import Envelope, Kind, Reason
 from models.settings import Settings
 from streams.engine.stage import Output
-from streams.publish import Publisher
+from streams.pauses import Pause, read_pauses
+from streams.publish import Publisher, read_all
+from streams.refills import lift, parked_of
 from streams.topics import Topics
 from tests.support.broker import settings_for, topics
 
@@ -29,6 +33,7 @@ targets: {warehouse: {type: postgres, dsn: "${DATABASE_URL}", schema: "${SCHEMA}
 routes:
   gated: {from: acme/Contact, to: warehouse, map: contact, object: gated, gates: {delete: 5, null: 5}}
   open: {from: acme/Contact, to: warehouse, map: contact, object: open}
+  strict: {from: acme/Contact, to: warehouse, map: contact, object: strict, quality: [required, target]}
 """
 BODY = {"FirstName": "Z", "LastName": "M", "Title": "t", "Phone": "1", "AccountId": "001"}
 Rows = dict[str, str | None]
@@ -100,10 +105,22 @@ class Desk:
             assert lives, f"{what}: {self.rows('gated')}\n{(self.folder / 'log').read_text()[-3000:]}"
             time.sleep(0.1)
 
-    def held(self) -> Any:
-        """As `status` shows it; its exit code tells of processes that a test does not have."""
-        command = [sys.executable, "-m", "deploy", "status", "--json"]
-        return json.loads(subprocess.run(command, env=self.environ, capture_output=True, text=True, timeout=90, check=False).stdout)["held"]
+    def held(self) -> tuple[list[Pause], int]:
+        """Pauses, and how many records wait for the route `gated`."""
+
+        async def read() -> tuple[list[Pause], int]:
+            runs = await read_all(self.settings, Topics(self.settings.installation).runs)
+            return list((await read_pauses(self.settings)).values()), parked_of(runs).get("gated", 0)
+
+        return asyncio.run(read())
+
+    def letters(self, *stages: str) -> list[DeadLetter]:
+        """Open ones of the route `strict`."""
+        return [one for one in asyncio.run(list_letters(self.settings)) if one.route == "strict" and one.stage in (stages or (one.stage,))]
+
+    def alter(self, change: str) -> None:
+        table = sql.Identifier(self.schema, "strict")
+        self.database.execute(sql.SQL("ALTER TABLE {} ").format(table) + sql.SQL(change))
 
 
 @pytest.fixture(scope="module")
@@ -133,30 +150,70 @@ def test_a_mass_delete_is_held_and_refused_a_mass_null_is_held_mended_and_resume
     desk.until("all rows", lambda: len(desk.rows("gated")) == len(desk.rows("open")) == 30)
     desk.change("DELETE", range(20))
     desk.until("the other route", lambda: len(desk.rows("open")) == 10)
-    [held] = desk.held()
-    assert (held["name"], "records left it within an hour" in held["because"]) == ("gated", True)
+    desk.until("the pause", lambda: [(one.name, one.gate) for one in desk.held()[0]] == [("gated", "delete")])
+    desk.until("each to have left or to wait", lambda: len(desk.rows("gated")) == 10 + desk.held()[1])
+    [pause], waiting = desk.held()
+    assert "records left it within an hour" in pause.because
     kept = desk.rows("gated")
-    assert len(kept) == 10 + held["waiting"] >= 25, "at most what the gate lets through has left"
+    assert waiting >= 15, "at most what the gate lets through has left"
     desk.change("UPDATE", range(20, 22), {"Title": "other"})
-    desk.until("a change that waits too", lambda: desk.held()[0]["waiting"] == held["waiting"] + 2)
+    desk.until("a change that waits too", lambda: desk.held()[1] == waiting + 2)
 
     refused = desk.command("refuse", "gated", "--because", "an import")
-    assert (refused["gate"], refused["waiting"]) == ("delete", held["waiting"] + 2)
+    assert (refused["gate"], refused["waiting"]) == ("delete", waiting + 2)
     desk.until("what was no delete", lambda: sum(title == "other" for title in desk.rows("gated").values()) == 2)
+    desk.until("nothing left to tell", lambda: desk.held() == ([], 0))
     assert desk.rows("gated").keys() == kept.keys(), "the target keeps what it has"
-    assert desk.held() == []
     [decision] = desk.command("quality", "gated")["refused"]
-    assert (decision["dropped"], "an import" in decision["why"]) == (held["waiting"], True)
+    assert (decision["dropped"], "an import" in decision["why"]) == (waiting, True)
 
     desk.change("UPDATE", range(20, 30), {"Title": None})
     desk.until("the other route", lambda: set(desk.rows("open").values()) == {None})
-    assert [one["name"] for one in desk.held()] == ["gated"]
+    desk.until("the pause", lambda: [one.gate for one in desk.held()[0]] == ["null Title"])
     assert sum(title is None for title in desk.rows("gated").values()) <= 5
     desk.change("UPDATE", range(20, 30), {"Title": "mended"})
     desk.until("the other route", lambda: set(desk.rows("open").values()) == {"mended"})
-    desk.command("resume", "gated")
+    asyncio.run(lift(desk.settings, "route", "gated"))
     desk.until("all as it was mended", lambda: sum(title == "mended" for title in desk.rows("gated").values()) == 10)
     assert len(desk.rows("gated")) == len(kept)
 
     assert desk.command("refill", "gated")["done"]
     desk.until("what was refused, told after all", lambda: desk.rows("gated").keys() == desk.rows("open").keys())
+
+
+@pytest.mark.slow
+def test_what_the_table_would_refuse_is_stopped_and_asked_again_when_a_person_says_so(desk: Desk) -> None:
+    desk.change("CREATE", range(50, 150), BODY)
+    desk.until("all rows", lambda: len(desk.rows("strict")) >= 100)
+    desk.alter("ALTER COLUMN title TYPE varchar(10)")
+    asked = iter(range(50, 150))
+
+    def stopped(**body: str) -> bool:
+        """Whether it is by the time that another record becomes so."""
+        before = len(desk.letters())
+        desk.change("UPDATE", range((n := next(asked)), n + 1), body)
+        desk.until("a dead letter", lambda: len(desk.letters()) > before)
+        return bool(desk.letters("process"))
+
+    desk.until("the gate", lambda: stopped(Title="longer than ten"))
+    assert desk.letters("write"), "the table itself was asked first"
+    first = desk.letters("process")[0].reason
+    assert "title: refused by target, found longer text" in first or "title: length in target" in first
+    takes = "title: length in target, found text (the target takes at most 10 characters)"
+    desk.until("its describe", lambda: stopped(Title="longer than ten") and takes in desk.letters("process")[-1].reason)
+    desk.alter("ALTER COLUMN title TYPE text")
+    letters = desk.letters()
+    for cause in {letter.cause for letter in letters}:
+        desk.command("redrive", cause)
+    desk.until("what was stopped", lambda: sum(title == "longer than ten" for title in desk.rows("strict").values()) == len(letters))
+
+    desk.alter("ADD CONSTRAINT phones CHECK (phone <> 'bad')")
+    assert not stopped(Phone="bad"), "the table is asked"
+    desk.until("what was learned", lambda: [one["rule"] for one in desk.command("quality", "strict")["learned"]] == ["value"])
+
+    desk.until("the gate", lambda: stopped(Phone="bad"))
+    assert "phone: refused by target" in desk.letters("process")[0].reason
+    desk.alter("DROP CONSTRAINT phones")
+    desk.command("redrive", desk.letters("process")[0].id)
+    desk.until("it was taken", lambda: "bad" in desk.rows("strict", "phone").values())
+    desk.until("it is forgotten", lambda: desk.command("quality", "strict")["learned"] == [])

@@ -129,10 +129,10 @@ def raise_for(beginnings: tuple[str, ...]) -> None:
     """A rule that has a fault for some records."""
     shape = Way.shape
 
-    def shaping(self: Way, values: Mapping[str, Any], record_id: str) -> Any:
+    def shaping(self: Way, values: Mapping[str, Any], record_id: str, *, asks: bool = True) -> Any:
         if beginnings and record_id.startswith(beginnings):
             raise ZeroDivisionError("a rule that raises")
-        return shape(self, values, record_id)
+        return shape(self, values, record_id, asks=asks)
 
     Way.shape = shaping  # type: ignore[method-assign]
 

@@ -39,7 +39,7 @@ def make_targets(flow: Flow, installation: str) -> dict[str, TargetLike]:
     return found
 
 
-def stages(settings: Settings, flow: Flow, targets: Mapping[str, TargetLike], maps: Versions) -> list[Stage]:
+def stages(settings: Settings, flow: Flow, targets: Mapping[str, TargetLike], maps: Versions, rejections: object = None) -> list[Stage]:
     """As agents/worker.py builds them, without a fetch stage: there is no org."""
     writers = [
         writer_stage(name, target, flow, settings, maps, guard=Guard("write", name, probe_seconds=0.5, base=0.1, cap=0.5))

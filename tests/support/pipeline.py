@@ -8,6 +8,7 @@ import orjson
 
 from agents.maps import Maps
 from agents.process import process_stage
+from agents.rejections import GatesOf, no_gates
 from agents.rules.writes import decode_write
 from models.dead_letter import DeadLetter
 from models.envelope import Envelope, Kind, Reason
@@ -25,10 +26,10 @@ TOPICS = Topics("t")
 class Pipeline:
     """Feeds the stage's handler; `writes`, `fetches`, `dead` collect what came out."""
 
-    def __init__(self, flow: Flow, maps: Maps) -> None:
+    def __init__(self, flow: Flow, maps: Maps, gates: GatesOf = no_gates) -> None:
         self.flow, self.maps = flow, maps
         self.paused: set[str] = set()
-        self.stage = process_stage(flow, SETTINGS, maps, self._held)
+        self.stage = process_stage(flow, SETTINGS, maps, self._held, gates)
         self.partition = MemoryPartition()
         self.writes: list[tuple[str, Write]] = []
         self.fetches: list[tuple[dict[str, str], dict[str, str]]] = []

@@ -1,6 +1,8 @@
 """Quality: which records pass, what a type becomes, and that the sums of every batch hold, whatever came."""
 
 import asyncio
+import itertools
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -9,8 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.rules.quality import QualityError, gate
+from agents.rules.takes import Takes, mark_of, target_gate
 from agents.rules.transforms import kind
+from agents.rules.ways import Way
 from deploy.quality import shown_of
+from models.envelope import Reason
+from models.learned import Learned
 from streams.engine.stage import Chunk, Result
 from streams.quality import Batch, Counted, batches_of, rows_of
 from tests.support.flows import CONTACTS, flow, maps
@@ -99,6 +105,42 @@ def test_types_twice_are_types_once(mail: str, name: str) -> None:
     assert body == once
 
 
+MISSING = st.sampled_from([(), (None,), ("",), (" \u00a0",)])
+"""As what a field is not filled: it is absent, null, or blank."""
+NEEDS: dict[str, tuple[tuple[str, ...], Any]] = {
+    "person": (("externalId", "email", "firstName", "lastName"), lambda has: has[0] and (has[1] or (has[2] and has[3]))),
+    "account": (("externalId", "name"), all),
+    "opportunity": (("externalId", "name", "accountExternalId"), all),
+    "task": (("externalId",), all),
+    "case": (("externalId",), all),
+}
+
+
+@pytest.mark.parametrize(
+    ("entity", "has"),
+    [(entity, has) for entity, (names, _) in NEEDS.items() for has in itertools.product((False, True), repeat=len(names))],
+)
+@given(data=st.data())
+@settings(max_examples=10, deadline=None)
+def test_the_truth_table_of_required_fields(entity: str, has: tuple[bool, ...], data: st.DataObject) -> None:
+    names, passes = NEEDS[entity]
+    body: dict[str, Any] = {"other": "x"}
+    for name, filled in zip(names, has, strict=True):
+        body.update((name, value) for value in (("x",) if filled else data.draw(MISSING)))
+    strict = gate(["required"], entity, {})
+    gate([], entity, {}).check(body, "1", entity)
+    if passes(has):
+        strict.check(body, "1", entity)
+        return
+    with pytest.raises(QualityError) as caught:
+        strict.check(body, "1", entity)
+    lacking = {name for name, filled in zip(names, has, strict=True) if not filled}
+    if entity == "person":
+        nameless = not (has[1] or (has[2] and has[3]))
+        lacking = (lacking & {"externalId"}) | ({"email"} if nameless else set())
+    assert {fault.field for fault in caught.value.faults} == lacking
+
+
 VALUES = st.sampled_from([None, "", " ", "x", "Zoë"])
 EVENT = st.tuples(st.sampled_from("abc"), VALUES, VALUES, VALUES, st.sampled_from(["CREATE", "UPDATE", "DELETE"]))
 
@@ -106,7 +148,7 @@ EVENT = st.tuples(st.sampled_from("abc"), VALUES, VALUES, VALUES, st.sampled_fro
 @given(st.lists(EVENT, min_size=1, max_size=12), st.integers(min_value=1, max_value=5), st.sampled_from(["", "run-1"]))
 @settings(max_examples=100)
 def test_input_is_passed_and_failed_and_removed_in_every_batch(events: list[Any], size: int, run_id: str) -> None:
-    p = Pipeline(flow(contacts=STRICT, others=CONTACTS), maps(contacts=STRICT, others=CONTACTS))
+    p = Pipeline(flow(contacts=STRICT, others=CONTACTS), maps(contacts=STRICT, others=CONTACTS), with_target)
     results: list[MemoryRecord] = []
     emitted = 0
     for start in range(0, len(events), size):
@@ -137,6 +179,32 @@ def test_input_is_passed_and_failed_and_removed_in_every_batch(events: list[Any]
     assert all(row.total.came == row.total.passed + row.total.failed + row.total.removed for row in rows)
     assert sum(row.total.passed for row in rows) == emitted
     assert sum(row.total.failed for row in rows) == len(p.dead)
+    assert not [letter for letter in p.dead if "Zoë" in letter.reason]
+
+
+def with_target(ways: tuple[Way, ...]) -> tuple[Way, ...]:
+    """The route `contacts` has a target that takes two characters, and refused a last name."""
+    learned = Learned("contacts", "lastName", "value", "text", 1, 1, mark=mark_of("x"))
+    takes = {"firstName": Takes(length=2), "email": Takes(required=True)}
+    gates = {way.route: target_gate(way.map.written, "Contact", takes, [learned], 0) for way in ways if way.route == "contacts"}
+    return tuple(replace(way, beyond=gates.get(way.route)) for way in ways)
+
+
+async def test_what_a_target_would_refuse_fails_and_comes_again_when_it_changes_and_a_redrive_asks_the_target() -> None:
+    routes = {"contacts": CONTACTS, "open": CONTACTS | {"object": "o"}}
+    p = Pipeline(flow(**routes), maps(**routes), with_target)
+    whole = {"Email": "a@x", "FirstName": "Zoë", "LastName": "M", "Title": "t", "Phone": "1", "AccountId": "2"}
+    assert [w.route for w in await p.feed(p.change("Contact", "003", "CREATE", 10, 1000, whole))] == ["open"]
+    [letter] = p.dead
+    assert (letter.field, letter.stage, letter.route) == ("firstName", "process", "contacts")
+    assert "firstName: length in target, found text (the target takes at most 2 characters)" in letter.reason
+    assert "Zoë" not in letter.reason
+    again = p.change("Contact", "003", "UPDATE", 20, 1010, {"Phone": "2"}, reason=Reason.REDRIVE, run="r", route="contacts")
+    assert "contacts" in [w.route for w in await p.feed(again)], "what a person redrives the target itself answers"
+    assert [w.route for w in await p.feed(p.change("Contact", "003", "UPDATE", 30, 1020, {"Phone": "3"}))] == ["open"]
+    mended = await p.feed(p.change("Contact", "003", "UPDATE", 40, 1030, {"FirstName": "Al"}))
+    assert [w.route for w in mended] == ["contacts", "open"]
+    assert len(p.dead) == 2
 
 
 async def _handle(p: Pipeline, records: list[MemoryRecord]) -> Result:

@@ -1,6 +1,7 @@
 """A swarm that a gate held is refused: it is dropped and nothing else, the target keeps what it has, and a refill brings it back."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,14 +10,18 @@ from hypothesis import strategies as st
 
 from agents.rules.merge import RecordState
 from agents.rules.refused import is_refused
+from agents.rules.takes import Takes, target_gate
 from agents.tables import RECORDS, records_key
+from agents.verify_targets import RouteCheck
 from models.write import Op
 from streams.pauses import DELETE, NULL
 from streams.refills import Step
 from streams.refusals import Refused, refusals_of
 from tests.support.flows import CONTACTS
 from tests.support.memory import MemoryRecord
-from tests.support.pipeline import TOPICS
+from tests.support.pipeline import SETTINGS, TOPICS
+from tests.support.toy_target import Target as ToyTarget
+from tests.support.toy_target import ToyOptions
 from tests.unit.test_process import ROW
 from tests.unit.test_refill import Desk, fill, of
 
@@ -138,6 +143,23 @@ async def test_the_decision_stands_whatever_comes_between(between: str) -> None:
     assert room.dropped == 450
     assert {w.op for w in writes} <= ({Op.WRITE, Op.RELEASE} if between == "refill" else set())
     assert not [key for key in room.partition.store(RECORDS).values if key.startswith((b"\x01parked", b"\x01ref"))], "nothing of it is left"
+
+
+async def test_for_verify_what_was_refused_is_no_difference_and_what_a_gate_stops_is_held() -> None:
+    room = await held(3)
+    await room.tell(0, "DELETE")
+    await room.tell(1, "DELETE")
+    room.refuse(DELETE)
+    await room.all()
+    await room.tell(1, "UNDELETE", dict.fromkeys(("Email", "FirstName", "LastName", "Phone", "AccountId", "Title"), "x"))
+    gate = target_gate(room.way.map.written, "Contact", {"phone": Takes(length=0)}, [], 0)
+    check = RouteCheck(SETTINGS, room.flow, replace(room.way, beyond=gate), ToyTarget("warehouse", ToyOptions(), "t"), "run")
+    for n in range(3):
+        raw = room.partition.store(RECORDS).values[records_key("acme/Contact", of(n))]
+        check.seen(of(n), RecordState.decode(raw, of(n)))
+    assert check._refused == {of(0)}
+    assert check._unfit - check._refused == {of(1), of(2)}
+    assert check._keys == {}
 
 
 KINDS = st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["delete", "back", "null", "phone", "fill"])), max_size=14)

@@ -142,7 +142,7 @@ async def test_a_type_mismatch_names_its_field_and_not_the_value() -> None:
     )
     with pytest.raises(PermanentError) as caught:
         await outcomes(wire)
-    assert caught.value.field == "score"
+    assert caught.value.field == "dataFields.score"
     assert "S3CR" not in str(caught.value)
 
 
