@@ -16,8 +16,10 @@ from rich.console import Console
 from rich.text import Text
 
 from agents.maps import MapsError, load_maps
+from agents.rules.takes import Takes
 from agents.rules.ways import Way
 from agents.targets import find_target, known_types, make_target
+from agents.targets.base import Describing
 from deploy.check_org import Misfit, Org
 from deploy.context import read_settings
 from models.errors import HeadraceError, PausedError, SettingsError, TemporaryError
@@ -32,6 +34,8 @@ from streams.salesforce.tokens import Vault
 from streams.yaml_lines import Mistake, did_you_mean
 
 PATIENCE = 30.0
+Said = dict[tuple[str, str], Mapping[str, Takes]]
+"""By target and object what its fields take."""
 
 
 def run_check(flow_path: Path | None, *, offline: bool, as_json: bool, environ: Mapping[str, str] = os.environ) -> int:
@@ -135,16 +139,18 @@ def _loadable(found: FlowFile, routes: Iterable[str]) -> tuple[Flow, dict[str, A
 async def check_online(found: FlowFile, settings: Settings) -> list[str]:
     """What the org and the targets say; notes are worth knowing and no mistakes. Parts that are wrong already are not asked."""
     notes: list[str] = []
-    for name, connection in found.flow.connections.items():
-        if isinstance(connection, Salesforce) and found.sound("connections", name):
-            notes += await _check_org(found, name, connection, settings)
+    takes: Said = {}
     for name in found.flow.targets:
         if found.sound("targets", name):
-            await _check_reach(found, name, settings)
+            takes |= await _check_reach(found, name, settings)
+    for name, connection in found.flow.connections.items():
+        if isinstance(connection, Salesforce) and found.sound("connections", name):
+            notes += await _check_org(found, name, connection, settings, takes)
     return notes
 
 
-async def _check_org(found: FlowFile, name: str, connection: Salesforce, settings: Settings) -> list[str]:
+async def _check_org(found: FlowFile, name: str, connection: Salesforce, settings: Settings, takes: Said) -> list[str]:
+    beyond: list[str] = []
     login = Login(name, connection, found.flow.folder, vault=Vault.of(settings))
     rest = Rest(name, connection, login)
     org = Org(name, rest.describe)
@@ -160,6 +166,9 @@ async def _check_org(found: FlowFile, name: str, connection: Salesforce, setting
                     if not is_event(source):
                         for misfit in await asyncio.wait_for(org.map_misfits(source.partition("/")[2], way.map.written), PATIENCE):
                             _tell(found, way, misfit)
+                        said = takes.get((way.target, way.object), {})
+                        told = await asyncio.wait_for(org.beyond(source.partition("/")[2], way.map.written, said), PATIENCE)
+                        beyond += [f"route {way.route}: {one}" for one in told]
         await asyncio.wait_for(_check_sight(found, name, connection, rest), PATIENCE)
         unknown = await asyncio.wait_for(org.misfits(connection.canary.event, ()), PATIENCE) if connection.canary is not None else []
         if unknown and connection.canary is not None:
@@ -175,8 +184,11 @@ async def _check_org(found: FlowFile, name: str, connection: Salesforce, setting
         _unreachable(found, ("connections", name), f"connection {name}", error)
         return []
     if connection.canary is None:
-        return [f"{name}: nothing shows that a subscription is not deaf; define a platform event, then canary: {{event: Canary__e}}"]
-    return []
+        return [
+            f"{name}: nothing shows that a subscription is not deaf; define a platform event, then canary: {{event: Canary__e}}",
+            *beyond,
+        ]
+    return beyond
 
 
 async def _check_sight(found: FlowFile, name: str, connection: Salesforce, rest: Rest) -> None:
@@ -206,14 +218,20 @@ def _tell(found: FlowFile, way: Way, misfit: Misfit) -> None:
     found.document.wrong(("routes", way.route, part), message, misfit.remedy)
 
 
-async def _check_reach(found: FlowFile, name: str, settings: Settings) -> None:
+async def _check_reach(found: FlowFile, name: str, settings: Settings) -> Said:
+    """Whether the target answers; what it says that it takes."""
     target = make_target(name, found.flow.targets[name], settings.installation)
+    sound = [route for route in found.flow.routes if found.sound("routes", route) and found.flow.routes[route].to == name]
+    maps = load_maps(*_loadable(found, sound))
     try:
         await asyncio.wait_for(target.probe(), PATIENCE)
+        if isinstance(target, Describing):
+            return {(name, one): await asyncio.wait_for(target.describe(one), PATIENCE) for one in maps.columns(name)}
     except (HeadraceError, TimeoutError) as error:
         _unreachable(found, ("targets", name), f"target {name}", error)
     finally:
         await target.close()
+    return {}
 
 
 def _unreachable(found: FlowFile, place: tuple[str, ...], what: str, error: Exception) -> None:

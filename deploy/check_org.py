@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agents.rules.mapping import Leaf, Step
+from agents.rules.takes import Takes
 from models.errors import PausedError, PermanentError
 from models.flow import is_event
 from streams.yaml_lines import did_you_mean
@@ -74,6 +75,22 @@ def _unpicked(sobject: str, path: str, field: Described, step: Step) -> list[tup
     return [(f"the picklist {sobject}.{path} has values that the table of {step.name} lacks: {told}", "add them to the table")]
 
 
+def _beyond(field: Described, leaf: Leaf, takes: Takes) -> list[str]:
+    name, length, told = ".".join(leaf.target), field.get("length"), []
+    cut = any(step.name.startswith("truncate") for step in leaf.steps)
+    if takes.length is not None and isinstance(length, int) and length > takes.length and field.get("type") in TEXT and not cut:
+        told.append(f"has up to {length} characters, {name} takes {takes.length}: {{truncate: {takes.length}}} cuts them")
+    if takes.values is not None and not leaf.steps:
+        active = [str(entry["value"]) for entry in field.get("picklistValues") or () if entry.get("active", True)]
+        if missing := [value for value in active if value not in takes.values]:
+            told.append(f"has values that {name} does not take: {', '.join(missing[:5])}; map them by a table ({{pick: …}})")
+    if takes.required and field.get("nillable") and not leaf.required and leaf.default is None:
+        told.append(f"may be empty, {name} takes no null: say `default:`")
+    if takes.unique and not field.get("unique") and field.get("type") != "id":
+        told.append(f"may hold the same in two records, {name} takes it once; for mail addresses `quality: [duplicates]` sees to that")
+    return told
+
+
 class Org:
     """Describes of one org, each asked for once. `ask` raises what Rest.describe raises."""
 
@@ -106,6 +123,14 @@ class Org:
             for path in leaf.sources:
                 if (field := await self._field(sobject, path)) is not None:
                     found += [Misfit(path, *told, leaf.line) for told in _against(sobject, path, field, leaf)]
+        return found
+
+    async def beyond(self, sobject: str, leaves: Iterable[Leaf], takes: Mapping[str, Takes]) -> list[str]:
+        """What the org may hold in a field and the target does not take: nothing is wrong until it comes. Raises as `misfits`."""
+        found = []
+        for leaf in leaves:
+            if (said := takes.get(".".join(leaf.target))) is not None and (field := await self._field(sobject, leaf.source)) is not None:
+                found += [f"{sobject}.{leaf.source} {told}" for told in _beyond(field, leaf, said)]
         return found
 
     async def _field(self, sobject: str, path: str) -> Described | None:

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from agents.map_file import read_map
+from agents.rules.mapping import Leaf, Step
+from agents.rules.takes import Takes
 from deploy.check_org import Org
 from models.errors import PausedError, PermanentError, TemporaryError
 
@@ -152,3 +154,42 @@ async def test_a_line_that_does_not_go_with_the_type_in_the_org_is_told(tmp_path
     assert [(message or "") in misfit.message and misfit.line == 4 and bool(misfit.remedy) for misfit in told] == [True] * bool(message), (
         told
     )
+
+
+LIMITED: dict[str, Any] = {
+    "fields": [
+        {"name": "Title", "type": "string", "length": 128, "nillable": True},
+        {
+            "name": "Stage",
+            "type": "picklist",
+            "length": 255,
+            "nillable": True,
+            "picklistValues": [{"value": "a"}, {"value": "b", "active": False}],
+        },
+        {"name": "Code", "type": "string", "length": 5, "nillable": False, "unique": True},
+    ]
+}
+
+
+@pytest.mark.parametrize(
+    ("leaf", "takes", "told"),
+    [
+        (Leaf("Title", ("t",)), Takes(length=80), ["has up to 128 characters, t takes 80"]),
+        (Leaf("Title", ("t",)), Takes(length=128), []),
+        (Leaf("Title", ("t",), (Step("truncate 80", str),)), Takes(length=80), []),
+        (Leaf("Code", ("t",)), Takes(length=80, required=True, unique=True), []),
+        (Leaf("Stage", ("s", "t")), Takes(values=frozenset({"b"})), ["values that s.t does not take: a;"]),
+        (Leaf("Stage", ("s", "t")), Takes(values=frozenset({"a"})), []),
+        (Leaf("Title", ("t",)), Takes(required=True), ["may be empty, t takes no null"]),
+        (Leaf("Title", ("t",), default="x"), Takes(required=True), []),
+        (Leaf("Title", ("t",)), Takes(unique=True), ["the same in two records"]),
+        (Leaf("Hidden", ("t",)), Takes(length=1, required=True), []),
+    ],
+)
+async def test_what_the_org_may_hold_and_the_target_does_not_take_is_told(leaf: Leaf, takes: Takes, told: list[str]) -> None:
+    async def described(_sobject: str) -> dict[str, Any]:
+        return LIMITED
+
+    found = await Org("acme", described).beyond("Thing__c", [leaf], {".".join(leaf.target): takes})
+    assert len(found) == len(told)
+    assert all(wanted in one for wanted, one in zip(told, found, strict=True))
