@@ -19,9 +19,12 @@ from models.envelope import Reason
 from models.learned import Learned
 from streams.engine.stage import Chunk, Result
 from streams.quality import Batch, Counted, batches_of, rows_of
+from streams.refills import Step
 from tests.support.flows import CONTACTS, flow, maps
 from tests.support.memory import MemoryRecord
 from tests.support.pipeline import TOPICS, Pipeline
+from tests.unit.test_process import ROW
+from tests.unit.test_refill import Desk, of
 
 ACCOUNT = {
     "employeeCount": "integer",
@@ -209,6 +212,20 @@ async def test_what_a_target_would_refuse_fails_and_comes_again_when_it_changes_
 
 async def _handle(p: Pipeline, records: list[MemoryRecord]) -> Result:
     return await p.stage.handler(Chunk(records[0].topic, 0, records), p.partition)
+
+
+@pytest.mark.parametrize("reason", Reason)
+@pytest.mark.parametrize("bad", [{"Email": None, "FirstName": None}, {"LastName": {"a": "b"}}, {"Email": 7}])
+async def test_no_way_into_a_target_leads_past_the_stages(reason: Reason, bad: dict[str, Any]) -> None:
+    desk = Desk(contacts=STRICT | {"key": "{externalId}"})
+    row = ROW | bad
+    more = {} if reason in (Reason.LIVE, Reason.FETCH) else {"run": "r", "route": "contacts"}
+    await desk.feed(desk.row("Contact", of(1), 10, 1000, row, reason=reason, **more))
+    desk.ask(Step("contacts", "run"))
+    await desk.all()
+    assert desk.topics
+    assert not [topic for topic in desk.topics if ".writes." in topic or ".duplicates" in topic]
+    assert len(desk.dead) == 2, "once as it came, once as it was refilled"
 
 
 async def test_five_updates_of_one_record_in_a_chunk_are_one_write_and_four_duplicates() -> None:
