@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.maps import Maps, MapsError, load_maps
-from agents.org_fields import followed, shown_fields
+from agents.org_fields import followed, mended, shown_fields
 from agents.rules.merge import RecordState
 from agents.rules.versions import ROW
 from agents.tables import RECORDS, records_key
 from models.envelope import Reason
+from models.errors import PermanentError
 from models.flow import Route
 from streams.map_versions import MapText, MapVersion, OrgFields, parse
 from streams.topics import Topics
@@ -188,3 +189,29 @@ def test_a_version_is_kept_with_what_it_follows_and_a_changed_file_takes_it_over
 def test_all_fields_are_those_of_an_sobject(source: str) -> None:
     with pytest.raises(MapsError, match="`fields: all` is for sObjects"):
         load_maps(flow(whole=ALL | {"from": [source], "map": "maps/order.yaml"}), TARGETS)
+
+
+@pytest.mark.parametrize(("field", "changes", "asked"), [("Level__c", True, 2), ("Level__c", False, 1), (None, True, 1)])
+async def test_a_call_that_is_refused_a_field_is_made_once_more_where_the_maps_go_with_the_org_then(
+    field: str | None, changes: bool, asked: int
+) -> None:
+    maps = Behind(loaded({}), loaded({SOURCE: OrgFields({}, ("Level__c",))}))
+    calls = list[Maps]()
+
+    async def call() -> str:
+        calls.append(maps.now)
+        if maps.now is not maps.later:
+            raise PermanentError("No such column", field=field)
+        return "rows"
+
+    async def mend() -> None:
+        if changes:
+            await maps.catch_up()
+
+    made = mended(call, maps, mend)
+    if asked == 2:
+        assert await made() == "rows"
+    else:
+        with pytest.raises(PermanentError):
+            await made()
+    assert len(calls) == asked
