@@ -136,12 +136,11 @@ class Versions:
 
     def _filling(self, known: Mapping[str, MapVersion], fresh: Sequence[MapVersion], begun: Set[str]) -> list[Output]:
         """Runs that read what these versions want and those before did not."""
-        before = load_maps(self._flow, self._targets, known)
-        after = load_maps(self._flow, self._targets, {**known, **{version.route: version for version in fresh}})
+        before, after = self._loaded(known), self._loaded({**known, **{version.route: version for version in fresh}})
         outputs, topics = list[Output](), Topics(self._settings.installation)
         for source in after.sources:
-            new = [path for path in after.fields(source) if path not in before.fields(source)]
-            gone = [path for path in before.fields(source) if path not in after.fields(source)]
+            had, has = before.fields(source) if before.plan(source) else (), after.fields(source)
+            new, gone = [path for path in has if path not in had], [path for path in had if path not in has]
             if new:
                 log.info("the org has new fields, which maps take", source=source, fields=new)
             if gone:
@@ -149,6 +148,11 @@ class Versions:
                             alert=True, source=source, fields=gone, do="take them out of the map, or grant them to the user")  # fmt: skip
             outputs += [run.output(topics) for run in filling(source, new if source in begun else ())]
         return outputs
+
+    def _loaded(self, versions: Mapping[str, MapVersion]) -> Maps:
+        """These alone: the file of a route that has none may be broken."""
+        routes = {name: route for name, route in self._flow.routes.items() if name in versions}
+        return load_maps(self._flow.model_copy(update={"routes": routes}), self._targets, versions)
 
     async def follow(self) -> None:
         """Switch to every version when it comes. Raises FatalError when it cannot be used (`strict`)."""

@@ -143,9 +143,12 @@ class FieldWatch:
 
     async def run(self, rest: Rest) -> None:
         """Until cancelled. Raises FatalError."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._looks(rest))
-            group.create_task(self._leadership.whenever_mine(lambda: self._lead(rest), lambda: None))
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._looks(rest))
+                group.create_task(self._leadership.whenever_mine(lambda: self._lead(rest), lambda: None))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
 
     async def _looks(self, rest: Rest) -> None:
         while True:
