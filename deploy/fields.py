@@ -108,10 +108,13 @@ async def describe(settings: Settings, flow: Flow, connection: str, sobject: str
 
 
 def readers(settings: Settings, flow: Flow, source: str, told: Mapping[str, Any]) -> dict[str, list[str]]:
-    """By field the routes whose maps or filters read it, as the files are."""
-    targets = {name: make_target(name, target, settings.installation) for name, target in flow.targets.items()}
+    """By field the routes whose maps or filters read it, as the files are; none where one is broken: this helps to mend it."""
     found: defaultdict[str, list[str]] = defaultdict(list)
-    for way in load_maps(flow, targets).ways(source):
+    try:
+        maps = load_maps(flow, {name: make_target(name, target, settings.installation) for name, target in flow.targets.items()})
+    except SettingsError:
+        return found
+    for way in maps.ways(source):
         route = flow.routes[way.route]
         every = shown_fields(told, query=route.fetch == "query") if route.fields else {}
         for name in way.wanted.union(every):

@@ -54,6 +54,10 @@ def test_an_odd_describe_breaks_nothing(odd: dict[str, Any]) -> None:
     assert [f.name for f in fields_of(odd)] in ([], ["A"])
 
 
+def by_name(fields: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {field["name"]: field for field in fields}
+
+
 async def test_two_commands_ask_the_org_once_and_a_refresh_asks_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -69,7 +73,8 @@ async def test_two_commands_ask_the_org_once_and_a_refresh_asks_again(
         monkeypatch.setenv("HEADRACE_STATE_DIR", str(tmp_path / "state"))
 
         async def ask(*more: str) -> list[dict[str, Any]]:
-            monkeypatch.setattr("sys.argv", ["headrace", "fields", "acme/Account", "--json", "--flow", str(file), *more])
+            sobject, *options = more if more[:1] == ("Contact",) else ("Account", *more)
+            monkeypatch.setattr("sys.argv", ["headrace", "fields", f"acme/{sobject}", "--json", "--flow", str(file), *options])
             with pytest.raises(SystemExit) as ended:
                 await asyncio.to_thread(main)
             assert not ended.value.code
@@ -84,6 +89,13 @@ async def test_two_commands_ask_the_org_once_and_a_refresh_asks_again(
         assert await calls() == 1
         assert all(f["updateable"] for f in await ask("--writable", "--refresh"))
         assert await calls() == 2
+        assert {name for name, f in by_name(await ask("Contact")).items() if f["routes"] == ["c"]} >= {"Id", "Email", "AccountId"}
+        file.write_text(file.read_text().replace("map: person", "map: person, fields: all"))
+        whole = by_name(await ask("Contact"))
+        assert whole["Department"]["routes"] == ["c"] and whole["IsDeleted"]["routes"] == []
+        file.write_text(file.read_text().replace("map: person", "map: nothing"))
+        assert by_name(await ask("Contact")).keys() == whole.keys(), "which helps to mend it"
+        assert await calls() == 3
         for wrong in ("Account WHERE", "../../x", "Nothing"):
             from deploy.fields import fields
 
