@@ -68,13 +68,16 @@ class Rejections:
         return gated if plain is way else way  # another version of its map is in use by now
 
     async def follow(self) -> None:
-        """Know what is learned and described, again and again; for ever."""
-        while self.aimed:
-            try:
-                await self.look()
-            except TemporaryError as error:  # what was known holds
-                log.info("what targets refused could not be read", reason=error.reason)
-            await asyncio.sleep(LOOK_SECONDS)
+        """Know what is learned and described, again and again; until it is cancelled."""
+        try:
+            while self.aimed:
+                try:
+                    await self.look()
+                except TemporaryError as error:  # what was known holds
+                    log.info("what targets refused could not be read", reason=error.reason)
+                await asyncio.sleep(LOOK_SECONDS)
+        finally:
+            await self.close()
 
     async def look(self) -> None:
         """Once. Raises TemporaryError."""
