@@ -168,7 +168,7 @@ async def _check_org(found: FlowFile, name: str, connection: Salesforce, setting
                             _tell(found, way, misfit)
                         said = takes.get((way.target, way.object), {})
                         told = await asyncio.wait_for(org.beyond(source.partition("/")[2], way.map.written, said), PATIENCE)
-                        beyond += [f"route {way.route}: {one}" for one in told]
+                        beyond += [f"route {way.route}, map {way.map.name}, {one}" for one in told]
         await asyncio.wait_for(_check_sight(found, name, connection, rest), PATIENCE)
         unknown = await asyncio.wait_for(org.misfits(connection.canary.event, ()), PATIENCE) if connection.canary is not None else []
         if unknown and connection.canary is not None:

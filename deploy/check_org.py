@@ -130,7 +130,8 @@ class Org:
         found = []
         for leaf in leaves:
             if (said := takes.get(".".join(leaf.target))) is not None and (field := await self._field(sobject, leaf.source)) is not None:
-                found += [f"{sobject}.{leaf.source} {told}" for told in _beyond(field, leaf, said)]
+                at = f"line {leaf.line}: " if leaf.line else ""
+                found += [f"{at}{sobject}.{leaf.source} {told}" for told in _beyond(field, leaf, said)]
         return found
 
     async def _field(self, sobject: str, path: str) -> Described | None:
