@@ -84,7 +84,7 @@ class Target:
     def __init__(self, name: str, options: PostgresOptions, installation: str) -> None:
         self.name, self.options, self.installation = name, options, installation
         self._objects: dict[str, Columns] = {}
-        self._statements: dict[str, tuple[sql.Composed, sql.Composed]] = {}  # the whole row; all but its values
+        self._statements: dict[str, tuple[bytes, bytes]] = {}  # the whole row; all but its values
         self._types: dict[str, dict[str, str]] = {}
         self._idle: list[psycopg.AsyncConnection] = []
         self._slots = asyncio.Semaphore(options.connections)
@@ -121,8 +121,10 @@ class Target:
             for object_name, columns in objects.items():
                 types[object_name] = await self._table(connection, object_name, columns)
                 needed[object_name] = await catalogue.needed(connection, self.options.schema_, object_name, META)
-        self._types = types
-        self._statements = {name: (self._upsert(name, kinds), self._upsert(name, {}, needed[name])) for name, kinds in types.items()}
+            made = {name: (self._upsert(name, kinds), self._upsert(name, {}, needed[name])) for name, kinds in types.items()}
+            # Composed here: for a call of a few rows that would be most of its work.
+            statements = {name: (whole.as_bytes(connection), kept.as_bytes(connection)) for name, (whole, kept) in made.items()}
+        self._types, self._statements = types, statements
 
     async def write(self, effects: Sequence[Effect]) -> list[WriteResult]:
         """One statement per object and kind; each is atomic, and repeating one changes nothing."""
