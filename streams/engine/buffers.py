@@ -1,12 +1,12 @@
 """What was fetched and not yet handed out, and which chunk is next. Pure: no Kafka, no Faust, no clock.
 
-Invariants: at most `depth` chunks of a stage and partition number are out; live before bulk: while live records of that stage and partition
-number wait, only each third chunk is a bulk one (none would starve the bulk lane under steady load), and bulk never takes the last place
-of the depth; records of a partition go out in order; what waits of one partition is at most a chunk and one fetch; nothing of a topic that
-is held goes out, and the others go on.
+Invariants: at most `depth` chunks of a stage and partition number are out, one of them a bulk one; live before bulk: while live records of
+that stage and partition number wait, each third chunk is a bulk one, no less (none would starve the bulk lane under steady load), no more;
+of a stage only a few bulk chunks are out at a time, its partitions in turn; records of a partition go out in order; what waits of one
+partition is at most a chunk and one fetch; nothing of a topic that is held goes out, and the others go on.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 
 from streams.engine.stage import Chunk, Hold, Record, Stage
@@ -52,18 +52,18 @@ class _Queue:
         self.stage, self.number = stage, number
         self.live: Lane = {topic: _Waiting() for topic in stage.live}
         self.bulk: Lane = {topic: _Waiting() for topic in stage.bulk}
-        self.out = self._passed = 0
+        self.out = self.bulk_out = self._passed = 0
 
     def wants(self, topic: str) -> bool:
         waiting, most = (self.live, self.stage.live_records) if topic in self.live else (self.bulk, self.stage.bulk_records)
         return len(waiting[topic].records) < most and waiting[topic].bytes < self.stage.max_bytes
 
-    def next(self) -> Chunk | None:
+    def next(self, bulk_too: bool) -> Chunk | None:
         stage = self.stage
         if self.out >= stage.depth:
             return None
         live, bulk = _first(self.live, stage.hold), _first(self.bulk, stage.hold)
-        bulk = bulk if self.out < max(1, stage.depth - 1) else None
+        bulk = bulk if bulk_too and not self.bulk_out else None
         if bulk is not None and (live is None or self._passed >= LIVE_CHUNKS):
             self._passed = 0
             return Chunk(bulk, self.number, _turn(self.bulk, bulk).cut(stage.bulk_records, stage.max_bytes))
@@ -98,6 +98,9 @@ class Buffers:
                     raise ValueError(f"{topic} is read by two stages, {self._stage_of[topic].name} and {stage.name}")
                 self._stage_of[topic] = stage
         self._queues: dict[tuple[str, int], _Queue] = {}
+        self._bulk_out: Counter[str] = Counter()
+        self.live_out = 0
+        """Live chunks that are worked on, of all stages."""
 
     @property
     def topics(self) -> frozenset[str]:
@@ -111,6 +114,8 @@ class Buffers:
     def clear(self) -> None:
         """Forget everything: a new generation starts from committed offsets."""
         self._queues.clear()
+        self._bulk_out.clear()
+        self.live_out = 0
 
     def wants(self, topic: str, partition: int) -> bool:
         """Whether more of this partition may be taken from the fetcher: less than a chunk of it waits here."""
@@ -123,15 +128,27 @@ class Buffers:
 
     def next(self) -> Iterator[Chunk]:
         """Every chunk that may go out now; each counts as out until `done`."""
-        for queue in self._queues.values():
-            while (chunk := queue.next()) is not None:
+        for key, queue in list(self._queues.items()):
+            while (chunk := queue.next(self._room(queue.stage))) is not None:
                 queue.out += 1
+                if chunk.topic in queue.live:
+                    self.live_out += 1
+                else:
+                    queue.bulk_out += 1
+                    self._bulk_out[queue.stage.name] += 1
+                    self._queues[key] = self._queues.pop(key)  # the others' turn
                 yield chunk
 
-    def done(self, stage: str, partition: int) -> None:
+    def done(self, chunk: Chunk) -> None:
         """A chunk was committed."""
-        if (queue := self._queues.get((stage, partition))) is not None:
+        stage = self._stage_of[chunk.topic]
+        if (queue := self._queues.get((stage.name, chunk.partition))) is not None:
             queue.out -= 1
+            if chunk.topic in queue.live:
+                self.live_out -= 1
+            else:
+                queue.bulk_out -= 1
+                self._bulk_out[stage.name] -= 1
 
     def busy(self, stage: str, partition: int) -> bool:
         """Whether anything waits or is out."""
@@ -139,12 +156,15 @@ class Buffers:
         return queue is not None and (queue.out > 0 or _first(queue.live) is not None or _first(queue.bulk) is not None)
 
     def due(self, stage: str, partition: int) -> bool:
-        """Whether anything is out, or waits that is not held: then something must happen."""
+        """Whether anything is out, or waits that is not held, nor for other partitions' turn: then something must happen."""
         queue = self._queues.get((stage, partition))
         if queue is None:
             return False
         hold = queue.stage.hold
-        return queue.out > 0 or _first(queue.live, hold) is not None or _first(queue.bulk, hold) is not None
+        return queue.out > 0 or _first(queue.live, hold) is not None or (self._room(queue.stage) and _first(queue.bulk, hold) is not None)
+
+    def _room(self, stage: Stage) -> bool:
+        return self._bulk_out[stage.name] < stage.bulk_chunks
 
     def _queue(self, topic: str, partition: int) -> _Queue:
         stage = self._stage_of[topic]

@@ -28,6 +28,7 @@ from streams.engine.recovery import recover
 from streams.engine.stage import Chunk, Stage
 from streams.engine.store import Backend, TableStore
 from streams.engine.suspects import Suspects
+from streams.engine.turns import Turns
 from streams.engine.work import Ground, Work
 from streams.metrics import LOST, REBALANCE_SECONDS, REBALANCES
 from streams.publish import TransactionalPublisher
@@ -55,6 +56,7 @@ class Engine:
         self.settings, self.stages = settings, stages
         self.partitions = settings.partitions
         self.buffers = Buffers(stages)
+        self.turns = Turns(lambda: self.buffers.live_out > 0)
         self.tables = tuple(dict.fromkeys(table for stage in stages for table in stage.tables))
         self.changelogs = {table: Topics(settings.installation).changelog(table) for table in self.tables}
         self.suspects = Suspects()
@@ -111,9 +113,9 @@ class Engine:
         if generation == self.generation and self.opened.is_set() and (holding := self._holdings.get(chunk.partition)) is not None:
             holding.works[self.buffers.stage_of(chunk.topic).name].put(chunk)
 
-    def _done(self, work: Work, chunk: Chunk) -> None:
+    def _done(self, _work: Work, chunk: Chunk) -> None:
         if self.opened.is_set():
-            self.buffers.done(work.stage.name, chunk.partition)
+            self.buffers.done(chunk)
             self.wake.set()
 
     def _given_up(self, _work: Work) -> None:
@@ -196,7 +198,9 @@ class Engine:
                 self._kafka.pause(tp)
             for holding in self._holdings.values():
                 holding.works = {
-                    stage.name: Work(stage, holding.number, holding.grounds[stage.name], self.alive, self.share, self._done, self._given_up)
+                    stage.name: Work(
+                        stage, holding.number, holding.grounds[stage.name], self.alive, self.share, self._done, self._given_up, self.turns
+                    )
                     for stage in self.stages
                 }
             self.generation = generation

@@ -22,6 +22,7 @@ from streams.engine.fatal import fatal_errors
 from streams.engine.stage import Abandoned, Changes, Chunk, Output, Result, Stage, Store
 from streams.engine.store import TableStore, mark_key
 from streams.engine.suspects import Suspects, halves
+from streams.engine.turns import Turns
 from streams.letters import dead_letter_output
 from streams.metrics import CHUNK_RECORDS, CHUNK_SECONDS, CHUNKS
 from streams.publish import Batches, Ends, TransactionalPublisher, batched
@@ -56,9 +57,9 @@ class Work:
     """Also the handler's `Partition` (stage.py)."""
 
     def __init__(self, stage: Stage, number: int, ground: Ground, alive: Callable[[], bool], share: Callable[[], float],
-                 done: Callable[["Work", Chunk], None], given_up: Callable[["Work"], None]) -> None:  # fmt: skip
+                 done: Callable[["Work", Chunk], None], given_up: Callable[["Work"], None], turns: Turns) -> None:  # fmt: skip
         self.stage, self.number, self.ground = stage, number, ground
-        self._alive, self._share, self._done, self._given_up = alive, share, done, given_up
+        self._alive, self._share, self._done, self._given_up, self._turns = alive, share, done, given_up, turns
         self._queue: asyncio.Queue[Chunk | None] = asyncio.Queue()
         self._closing = self._lost = False
         self._commit: asyncio.Task[None] | None = None
@@ -131,6 +132,8 @@ class Work:
     async def _run(self) -> None:
         while (chunk := await self._queue.get()) is not None:
             started = self.progress = time.monotonic()
+            if chunk.topic in self.stage.bulk:
+                await self._turns.bulk(lambda: not self._queue.empty())
             todo = [chunk]
             while todo and (todo[0] is chunk or not self._closing):  # the rest of one that was taken apart was not begun
                 part = todo.pop(0)

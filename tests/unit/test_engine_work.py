@@ -14,6 +14,7 @@ from models.errors import CodeError, FatalError, PermanentError, TemporaryError
 from streams.engine.stage import Abandoned, Chunk, Output, Partition, Result, Stage
 from streams.engine.store import Memory, TableStore
 from streams.engine.suspects import ENDS, Suspects
+from streams.engine.turns import Turns
 from streams.engine.work import Ground, Work
 from streams.publish import MAX_RECORD, Batches
 from tests.support.memory import MemoryRecord
@@ -50,10 +51,13 @@ class Bench:
         self.given_up: list[Work] = []
         self.ended: list[tuple[str, Any]] = []
         self.alive = True
+        self.turns = Turns(lambda: False)
         monkeypatch.setattr("streams.engine.fatal.end", self._end)
         stage = Stage("s", ("t.in.x",), ("t.in.x.bulk",), handler, tables=("table",), **limits)
         ground = Ground(self.publisher, {"table": self.store}, {"table": "t.table-changelog"}, "t", 4, self.suspects)  # type: ignore[arg-type]
-        self.work = Work(stage, 3, ground, lambda: self.alive, lambda: 0.5, lambda _, chunk: self.done.append(chunk), self.given_up.append)
+        self.work = Work(
+            stage, 3, ground, lambda: self.alive, lambda: 0.5, lambda _, chunk: self.done.append(chunk), self.given_up.append, self.turns
+        )
 
     def _end(self, event: str, error: BaseException, *, guilty: Any = None, **_: Any) -> None:
         if not self.ended:  # the real one does not return
