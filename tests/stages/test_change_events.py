@@ -97,6 +97,21 @@ async def test_events_of_made_up_life_are_what_the_org_holds(form: str | None) -
         assert sum(count for _, _, count in found) > 10_000
 
 
+@pytest.mark.parametrize("variant", ["same", "other"])
+async def test_what_a_trigger_adds_to_a_transaction_is_told_too(variant: str) -> None:
+    async with org(records=0) as at:
+        await at.fault("trigger", variant=variant)
+        _, made = await at.rest("POST", "/sobjects/Account", {"Name": "Parent"})
+        await at.rest("POST", "/sobjects/Contact", {"LastName": "Child", "AccountId": made["id"]})
+        plans = {sobject: await plan_of(at, sobject) for sobject in ("Account", "Contact", "Task")}
+        states = held(at, plans)
+        found = [compared(plans[sobject], states[sobject], await rows_of(at, plans[sobject])) for sobject in plans]
+        assert [wrong for wrong, _, _ in found] == [[]] * len(plans)
+        assert bool(states["Task"]) is (variant == "other")
+        events = list(told(at))
+        assert len({event.committed for event in events}) < len(events) or variant == "same"
+
+
 async def test_a_person_account_and_its_contact_tell_the_same_person() -> None:
     async with org(records=0, person_accounts=True) as at:
         await at.control("POST", "objects", {"Contact": {"Score__c": "double"}})

@@ -12,6 +12,7 @@ from models.envelope import Kind, Reason
 from models.errors import PermanentError, SettingsError
 from models.settings import Settings
 from streams.publish import Publisher
+from streams.salesforce import limits
 from streams.salesforce.positions import Position, output
 from streams.salesforce.runs import snapshot_runs
 from streams.salesforce.snapshot import run_snapshot
@@ -104,9 +105,14 @@ async def test_an_org_without_such_records_is_done_at_once(settings: Settings) -
     assert (run.state, run.rows) == ("done", 0)
 
 
-async def test_faults_of_rest_are_waited_out(settings: Settings, desk: Desk) -> None:
+async def test_faults_of_rest_are_waited_out(settings: Settings, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "CONCURRENT_SECONDS", 0.3)
     await desk.call("POST", "settings", page_size=30)  # several replies a page
     await desk.fault("html-503", variant="rest", times=2)
+    await desk.fault("concurrent-limit", times=2)
+    await desk.fault("rest-error", variant="SERVER_UNAVAILABLE", times=2)
+    await desk.fault("rest-error", variant="UNKNOWN_EXCEPTION", times=2)
+    await desk.fault("stalled", variant="rest", times=2, seconds=0.3)
     stop = asyncio.Event()
     flow = flow_for(desk.url, page=100)
     work = asyncio.create_task(run_snapshot(settings, flow, "acme/Contact", FIELDS["acme/Contact"], stop=stop))
@@ -114,3 +120,4 @@ async def test_faults_of_rest_are_waited_out(settings: Settings, desk: Desk) -> 
     run = await work
     assert run.state == "done"
     assert await rows(settings) == Counter(await contacts(desk))
+    assert (await desk.call("GET", "faults"))["armed"] == [], "each of them struck"

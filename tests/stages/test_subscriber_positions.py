@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
+import orjson
 import pytest
 
 from models.errors import SettingsError
@@ -102,6 +103,30 @@ async def test_another_org_raises_the_epoch_and_reads_everything_again(settings:
         closed = await repaired(settings, 2, task)
     assert {envelope_of(r).epoch for r in (await inbound(settings, "Contact"))[1:]} == {2}
     assert {(i.cause, i.since) for i in closed} == {("org changed", 0)}
+
+
+async def test_positions_that_go_back_begin_a_new_epoch_in_the_session_and_are_refused_after_it(settings: Settings, desk: Desk) -> None:
+    flow = flow_for(desk.url)
+    async with subscribed(settings, flow) as task:
+        await connected(desk, task)
+        person = await desk.create("Before")
+        await until(lambda: arrived(settings, "Contact"), lambda found: len(found) == 1, task=task)
+        before = (await read_positions(settings))[KEY]
+        await asyncio.sleep(1.1)  # an epoch is told by the second of a commit
+        await desk.fault("org-migration", variant="ids")
+        await desk.update(person, "after")
+        await until(lambda: arrived(settings, "Contact"), lambda found: len(found) == 2, task=task)
+        at = (await read_positions(settings))[KEY]
+        assert at.epoch == before.epoch + 1 and (at.position or 0) < (before.position or 0)
+    await desk.fault("org-migration", variant="ids")
+    await desk.update(person, "while nobody listened")
+    async with subscribed(settings, flow, start_from=None) as task:
+        closed = await repaired(settings, 2, task)
+        await desk.update(person, "last")
+        await until(lambda: read_positions(settings), lambda found: found[KEY].epoch == at.epoch + 1, task=task)
+    assert {i.cause for i in closed} == {"position refused"}
+    row = next(orjson.loads(r.value or b"") for r in await inbound(settings, "Contact", bulk=True) if r.key == person.encode())
+    assert row["Id"] == person
 
 
 async def test_what_was_polled_from_another_org_neither_wins_over_a_first_subscription_nor_stays(settings: Settings, desk: Desk) -> None:
