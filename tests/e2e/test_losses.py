@@ -82,6 +82,16 @@ def outrun(made: Rig) -> None:
     made.kill("subscribe")
 
 
+def dropped(made: Rig) -> None:
+    """Events are lost in the bus for ever, now and then; nothing tells of them but a comparison."""
+    made.ask("POST", "/sandbox/faults", {"name": "drop-events", "variant": "bus", "rate": 0.3})
+    made.await_("lost events of Contacts", lambda: sum(one[1] == "Contact" for one in made.ask("GET", "/sandbox/lost")["lost"]) >= 10, 60)
+    made.ask("DELETE", "/sandbox/faults?name=drop-events")
+    for sobject in ("Account", "Contact", "Lead", "Opportunity"):
+        code, said = made.command("verify", f"acme/{sobject}", timeout=300.0)
+        assert code == 0, said
+
+
 GAPS: list[Way] = [
     ("gap", told_as("gap"), "gap"),
     ("hundreds of ids in one event", fault("merged", times=250), None),
@@ -94,6 +104,7 @@ OTHERS: list[Way] = [
     ("deaf", fault("silent", variant="session"), None),
     ("rights", blind, "rights"),
     ("retention of Kafka", outrun, "log lost"),
+    ("lost in the bus", dropped, "verify"),
     ("another org", fault("org-migration", variant="org"), "org changed"),
 ]
 
