@@ -82,7 +82,7 @@ def writer_stage(
         live_records=min(target.batch_records, 1000),
         bulk_records=max(1, target.batch_records // 4) if scarce else min(target.batch_records, BULK_RECORDS),
         max_bytes=target.batch_bytes,
-        bulk_chunks=8 if scarce else 4,  # two calls' worth; or what a database does side by side
+        bulk_chunks=8 if scarce else 1,  # two calls' worth
         depth=1 if scarce else 2,  # what comes while a call waits for its turn goes into the next one, all of it
     )
 

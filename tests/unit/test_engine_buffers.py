@@ -65,7 +65,7 @@ def test_under_steady_live_load_each_third_chunk_is_a_bulk_one() -> None:
 
 
 def test_bulk_waits_while_a_live_record_of_that_partition_number_waits_and_only_there() -> None:
-    b = buffers(live_records=10, bulk_records=5, depth=2)
+    b = buffers(live_records=10, bulk_records=5, depth=2, bulk_chunks=2)
     for number in (0, 1):
         b.add("a.bulk", number, records("a.bulk", 0, 20))
     b.add("a", 0, records("a", 0, 30))
