@@ -2,8 +2,8 @@
 
 Invariants: at most `depth` chunks of a stage and partition number are out, one of them a bulk one; live before bulk: while live records of
 that stage and partition number wait, each third chunk is a bulk one, no less (none would starve the bulk lane under steady load), no more;
-of a stage at most `bulk_chunks` bulk chunks are out at a time, its partitions in turn; records of a partition go out in order; what waits of one
-partition is at most a chunk and one fetch; nothing of a topic that is held goes out, and the others go on.
+of a stage at most `bulk_chunks` bulk chunks are out at a time, its partitions in turn; records of a partition go out in order; what waits
+of one partition is at most a chunk and one fetch; nothing of a topic that is held goes out, and the others go on.
 """
 
 from collections import Counter, deque
