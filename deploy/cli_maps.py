@@ -8,7 +8,8 @@ import typer
 from deploy.cli_options import FlowOption, JsonOption
 
 app = typer.Typer(
-    no_args_is_help=True, help="Try a map on one record, begin one, or put one into use.\n\nExample: headrace map try person --sample record.json"
+    no_args_is_help=True,
+    help="Try a map on one record, begin one, or put one into use.\n\nExample: headrace map try person --sample record.json",
 )
 
 
