@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from agents.rules.transforms import Transform, boolean, day, integer, kind, mail, moment, number, text
+from agents.rules.normalisers import phone, registered_domain, user, valid_mail
+from agents.rules.transforms import Transform, boolean, day, domain, integer, kind, mail, moment, number, text
 from models.errors import PermanentError
 from models.write import Body
 
@@ -97,9 +98,9 @@ TYPES: dict[str, Transform] = {
 
 _NULL = type(None)
 _SURE: dict[str, tuple[type, ...]] = {"number": (int, float), "integer": (int,), "boolean": (bool,)}
-_SURE_AFTER: dict[tuple[str, Transform], tuple[type, ...]] = {
+_SURE_AFTER: dict[tuple[str, Transform | None], tuple[type, ...]] = {
     ("text", text): (str, int, float, bool),
-    ("text", mail): (str,),
+    **{("text", clean): (str,) for clean in (mail, domain, valid_mail, phone, registered_domain, user)},
     ("mail", mail): (str,),
     ("number", number): (str,),
     ("date", day): (str,),
@@ -154,7 +155,7 @@ def gate(
 
 
 def _sure(rule: str, done: Transform | None) -> frozenset[type]:
-    return frozenset((_NULL, *_SURE.get(rule, ()), *(_SURE_AFTER.get((rule, done), ()) if done else ())))
+    return frozenset((_NULL, *_SURE.get(rule, ()), *_SURE_AFTER.get((rule, getattr(done, "func", done)), ())))
 
 
 def faults_of(error: BaseException | None) -> tuple[Fault, ...]:

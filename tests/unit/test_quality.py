@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agents.rules import quality
 from agents.rules.quality import QualityError, gate
 from agents.rules.takes import Takes, mark_of, target_gate
-from agents.rules.transforms import kind
+from agents.rules.transforms import Transform, kind
 from agents.rules.ways import Way
 from deploy.quality import shown_of
 from models.envelope import Reason
@@ -248,3 +249,33 @@ def test_an_hour_takes_the_place_of_the_one_a_week_before_and_a_day_is_what_is_r
     shown = shown_of(batches, "a", 1000 * 3600)
     assert shown.rolling == {"a": Counted(4, 3, 1, 0, {"x: required, found null": 1})}
     assert [(row.batch, row.total.came) for row in shown.batches] == [("1970-02-11 16:00Z", 4), ("1970-02-07 12:00Z", 9), ("s", 7)]
+
+
+_VALUES = st.one_of(
+    st.text(st.sampled_from("aB1@.+-/: \t\u00a0\u200b\ufeffé"), max_size=24),
+    st.sampled_from(
+        [
+            "+49 30 123456",
+            "https://www.Example.com:8080/a",
+            "A@Example.org ",
+            "005Qx000001aBcD",
+            "2026-02-29",
+            "2026-04-30T22:15:00Z",
+            "1.234,5",
+        ]
+    ),
+    st.integers(),
+    st.floats(allow_nan=False),
+    st.booleans(),
+)
+
+
+@pytest.mark.parametrize(("rule", "done"), list(quality._SURE_AFTER), ids=lambda one: getattr(one, "__name__", one))
+@given(value=_VALUES)
+def test_what_a_map_made_sure_of_is_as_the_check_would_leave_it(rule: str, done: Transform, value: Any) -> None:
+    try:
+        made = done(value)
+    except ValueError:
+        return
+    if type(made) in quality._SURE_AFTER[rule, done]:
+        assert quality.TYPES[rule](made) == made
