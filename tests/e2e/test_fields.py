@@ -10,17 +10,12 @@ import pytest
 from psycopg.sql import SQL
 
 from deploy.rig import Rig
-from tests.support.rigs import rig
+from tests.support.rigs import WAREHOUSE, rig
 
 pytestmark = [pytest.mark.kafka, pytest.mark.postgres, pytest.mark.slow, pytest.mark.timeout(400)]
-FLOW = """
-connections:
-  acme:
-    type: salesforce
-    url: "${SF_URL}"
-    auth: {flow: client_credentials, client_id: "${SF_CLIENT_ID}", client_secret: "${SF_CLIENT_SECRET}"}
-targets:
-  warehouse: {type: postgres, dsn: "${DATABASE_URL}", schema: crm}
+FLOW = (
+    WAREHOUSE
+    + """\
 routes:
   whole: {from: acme/Contact, to: warehouse, map: maps/whole.yaml, fields: all, quality: []}
   few: {from: acme/Contact, to: warehouse, map: maps/few.yaml, quality: []}
@@ -28,6 +23,7 @@ routes:
   told: {from: acme/Opportunity, to: warehouse, map: maps/deals.yaml, object: told, quality: []}
   asked: {from: acme/Opportunity, to: warehouse, map: maps/deals.yaml, object: asked, fetch: query, quality: []}
 """
+)
 DEALS = """
 version: 1
 fields:

@@ -9,20 +9,18 @@ import pytest
 
 from deploy.oracle import Verdict, compare_users
 from deploy.rig import Rig
-from tests.support.rigs import explain, rig
+from tests.support.rigs import ACME, explain, rig
 
 pytestmark = [pytest.mark.kafka, pytest.mark.postgres, pytest.mark.timeout(900), pytest.mark.slow]
-FLOW = """
-connections:
-  acme:
-    type: salesforce
-    url: ${SF_URL}
-    auth: {flow: client_credentials, client_id: ${SF_CLIENT_ID}, client_secret: ${SF_CLIENT_SECRET}}
+FLOW = (
+    ACME
+    + """\
 targets:
   marketing: {type: iterable, api_key: ${ITERABLE_API_KEY}, base_url: ${ITERABLE_URL}}
 routes:
   people: {from: acme/Lead, to: marketing, map: leads.yaml, fetch: query, where: "Email != null", on_delete: mark}
 """
+)
 MAP = Path(__file__).parents[2] / "deploy" / "examples" / "maps" / "iterable-user.yaml"
 LEADS = 42_500
 """One in twenty has no address."""

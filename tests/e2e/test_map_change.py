@@ -8,20 +8,16 @@ import pytest
 from psycopg.sql import SQL
 
 from deploy.rig import Rig
-from tests.support.rigs import rig
+from tests.support.rigs import WAREHOUSE, rig
 
 pytestmark = [pytest.mark.kafka, pytest.mark.postgres, pytest.mark.slow, pytest.mark.timeout(300)]
-FLOW = """
-connections:
-  acme:
-    type: salesforce
-    url: "${SF_URL}"
-    auth: {flow: client_credentials, client_id: "${SF_CLIENT_ID}", client_secret: "${SF_CLIENT_SECRET}"}
-targets:
-  warehouse: {type: postgres, dsn: "${DATABASE_URL}", schema: crm}
+FLOW = (
+    WAREHOUSE
+    + """\
 routes:
   people: {from: acme/Contact, to: warehouse, map: maps/people.yaml}
 """
+)
 
 
 @pytest.fixture(scope="module")

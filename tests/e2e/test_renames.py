@@ -15,24 +15,20 @@ from deploy.rig import Rig
 from models.settings import Settings
 from streams.publish import read_all
 from streams.topics import Topics
-from tests.support.rigs import rig
+from tests.support.rigs import WAREHOUSE, rig
 
 pytestmark = [pytest.mark.kafka, pytest.mark.postgres, pytest.mark.slow, pytest.mark.timeout(900)]
 CHILDREN, AT_ONCE = 100_000, 5_000
 PAGES = CHILDREN // 2_000
 GROWTH = 250_000_000
 """Bytes that a worker may take more while it does this: the rows of all children would be more."""
-FLOW = """
-connections:
-  acme:
-    type: salesforce
-    url: ${SF_URL}
-    auth: {flow: client_credentials, client_id: ${SF_CLIENT_ID}, client_secret: ${SF_CLIENT_SECRET}}
-targets:
-  warehouse: {type: postgres, dsn: ${DATABASE_URL}, schema: crm}
+FLOW = (
+    WAREHOUSE
+    + """\
 routes:
   contacts: {from: acme/Contact, to: warehouse, map: contact.yaml, object: person}
 """
+)
 MAP = "{Id: id, LastName: lastName, Title: title, Account.Name: company}"
 
 

@@ -14,22 +14,18 @@ from deploy.rig import Rig
 from models.settings import Settings
 from streams.publish import read_batches
 from streams.topics import Topics
-from tests.support.rigs import explain, rig
+from tests.support.rigs import WAREHOUSE, explain, rig
 
 pytestmark = [pytest.mark.kafka, pytest.mark.postgres, pytest.mark.slow, pytest.mark.timeout(1200)]
 RECORDS = 444_450
 """Of them 45 % are contacts."""
-FLOW = """
-connections:
-  acme:
-    type: salesforce
-    url: ${SF_URL}
-    auth: {flow: client_credentials, client_id: ${SF_CLIENT_ID}, client_secret: ${SF_CLIENT_SECRET}}
-targets:
-  warehouse: {type: postgres, dsn: ${DATABASE_URL}, schema: crm}
+FLOW = (
+    WAREHOUSE
+    + """\
 routes:
   contacts: {from: acme/Contact, to: warehouse, map: person}
 """
+)
 
 
 @pytest.fixture

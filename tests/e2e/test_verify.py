@@ -15,21 +15,17 @@ import psycopg
 import pytest
 
 from deploy.rig import Rig
-from tests.support.rigs import rig
+from tests.support.rigs import WAREHOUSE, rig
 
 pytestmark = [pytest.mark.kafka, pytest.mark.postgres, pytest.mark.timeout(600)]
-FLOW = """
-connections:
-  acme:
-    type: salesforce
-    url: ${SF_URL}
-    auth: {flow: client_credentials, client_id: ${SF_CLIENT_ID}, client_secret: ${SF_CLIENT_SECRET}}
-targets:
-  warehouse: {type: postgres, dsn: ${DATABASE_URL}, schema: crm}
+FLOW = (
+    WAREHOUSE
+    + """\
 routes:
   contacts: {from: acme/Contact, to: warehouse, map: person, verify: 24h}
   leads: {from: acme/Lead, to: warehouse, map: person}
 """
+)
 
 
 @pytest.fixture

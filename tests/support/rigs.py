@@ -11,6 +11,15 @@ from deploy.demo import compare_now
 from deploy.oracle import Verdict
 from deploy.rig import Rig
 
+ACME = """
+connections:
+  acme:
+    type: salesforce
+    url: ${SF_URL}
+    auth: {flow: client_credentials, client_id: ${SF_CLIENT_ID}, client_secret: ${SF_CLIENT_SECRET}}
+"""
+"""Begins a flow file: the rig's Salesforce. WAREHOUSE: and its PostgreSQL."""
+WAREHOUSE = f"{ACME}targets:\n  warehouse: {{type: postgres, dsn: ${{DATABASE_URL}}, schema: crm}}\n"
 VARIABLES = ("KAFKA_BOOTSTRAP_SERVERS", "DATABASE_URL")
 
 
