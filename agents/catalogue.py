@@ -78,8 +78,9 @@ async def culprit(
         found += [column for (column,) in await (await connection.execute(CONSTRAINED, [schema, table, name, name])).fetchall()]
         return (found[0], RULES.get(error.sqlstate or "", "value"), error) if len(found) == 1 else None
     there = await columns(connection, schema, table)  # somebody may have changed a type
-    for column, kind in {column: there.get(column, kind) for column, kind in types.items()}.items():  # each is read by itself
-        query = sql.SQL("SELECT s.* FROM json_to_recordset(%s::json) AS s({} {})").format(sql.Identifier(column), sql.SQL(kind))
+    for column, kind in types.items():  # each is read by itself
+        typed = sql.SQL("{} {}").format(sql.Identifier(column), sql.SQL(there.get(column, kind)))
+        query = sql.SQL("SELECT s.* FROM json_to_recordset(%s::json) AS s({})").format(typed)
         try:
             await connection.execute(query, [orjson.dumps([{column: row.get(column)}]).decode()])
         except psycopg.DataError as why:

@@ -35,7 +35,6 @@ from streams.salesforce.renames import children_request, parent_condition, since
 from streams.salesforce.rest import IDS_PER_CALL, Answer, Rest, Row, check_id
 from streams.salesforce.rights import UNPROVEN, sees_all
 from streams.salesforce.rows import row_outputs
-from streams.salesforce.tokens import Vault
 from streams.topics import Topics
 
 CALLS = 2
@@ -137,7 +136,7 @@ class Fetch:
         self._sobjects = frozenset(flow.sobjects(connection))
         self._topics = Topics(settings.installation)
         self._guard = guard or Guard(STAGE, connection)
-        self._rest = Rest(connection, config, Login(connection, config, flow.folder, vault=Vault.of(settings)), settings)
+        self._rest = Rest(connection, config, Login.of(settings, flow, connection, config), settings)
         self._mend = partial(mend, self._rest) if mend else None
         self._positions = Positions(settings)
         self._open: dict[str, _Batch] = {}

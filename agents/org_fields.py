@@ -31,7 +31,6 @@ from streams.salesforce.retry import retried
 from streams.salesforce.rights import described
 from streams.salesforce.runs import Run, filling, snapshot_runs
 from streams.salesforce.snapshot import run_snapshot
-from streams.salesforce.tokens import Vault
 from streams.topics import Topics
 
 log = structlog.get_logger()
@@ -135,7 +134,7 @@ class FieldWatch:
         config = self._flow.connections[self._connection]
         if not isinstance(config, Salesforce):
             return
-        rest = Rest(self._connection, config, Login(self._connection, config, self._flow.folder, vault=Vault.of(self._settings)))
+        rest = Rest(self._connection, config, Login.of(self._settings, self._flow, self._connection, config))
         try:
             await self._look(rest)
         finally:

@@ -77,8 +77,8 @@ def process_stage(flow: Flow, settings: Settings, maps: InUse, held: HeldRoutes 
             missed.update(work.strange)
             return await handle(chunk, partition)
         if work.swarm and (why := watch.passed(work.swarm, partition.share(), work.now())):
-            again = Processing(chunk, partition, topics, work.maps, states)
-            again.ways, again.gated, again.paused = work.ways, watch.gated, work.paused | why.keys()
+            again = work.anew()
+            again.paused |= why.keys()
             return watch.hold(again.run(), why)
         return result
 
@@ -148,14 +148,19 @@ class Processing:
             for record in self.chunk.records:
                 outcome = self._guarded(record, None, self._one, record, self.plan)
                 if self.merging:
-                    again = Processing(self.chunk, self.partition, self.topics, self.maps, self.known, careful=True)
-                    again.ways, again.paused, again.gated = self.ways, self.paused, self.gated
+                    again = self.anew(careful=True)
                     again.strange, self.swarm = self.strange, again.swarm
                     return again.run()
                 self.outcomes[outcome or "dead"] += 1
         for name, count in self.outcomes.items():
             metrics.PROCESSED.labels(self.inbound.connection, self.inbound.sobject, name).inc(count)
         return self.result()
+
+    def anew(self, *, careful: bool = False) -> "Processing":
+        """The same chunk from its beginning, by the same maps, gates and pauses."""
+        again = Processing(self.chunk, self.partition, self.topics, self.maps, self.known, careful)
+        again.ways, again.paused, again.gated = self.ways, self.paused, self.gated
+        return again
 
     def result(self) -> Result:
         """What was made so far."""

@@ -15,7 +15,7 @@ import structlog
 from msgspec.structs import replace
 
 from agents.maps import Maps
-from agents.rules.takes import IN_A_ROW, Known, Refusal, Takes, at_path, class_of, learn, mark_of, target_gate
+from agents.rules.takes import IN_A_ROW, Known, Refusal, Takes, class_of, learn, mark_of, target_gate
 from agents.rules.ways import Way
 from agents.rules.writes import Json, read_json
 from agents.targets.base import Describing, TargetLike
@@ -24,6 +24,7 @@ from models.flow import Flow
 from models.learned import Learned
 from models.scrub import scrub
 from models.settings import Settings
+from models.write import at_path
 from streams.engine.stage import Output
 from streams.follow import Followed
 from streams.rejections import forgotten, learned_of, output_of

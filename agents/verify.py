@@ -50,7 +50,6 @@ from streams.salesforce.rest import IDS_PER_CALL, Answer, Rest, Row, check_name
 from streams.salesforce.retry import Backoff
 from streams.salesforce.rights import UNPROVEN, sees_all
 from streams.salesforce.rows import read_again
-from streams.salesforce.tokens import Vault
 from streams.topics import Topics
 
 log = structlog.get_logger()
@@ -102,7 +101,7 @@ class SourceCheck:
             raise PermanentError(f"{source} is no source of Salesforce")
         self._settings, self._flow, self._plan, self._config, self._connection = settings, flow, plan, config, connection
         self._topics = Topics(settings.installation)
-        self._rest = rest or Rest(connection, config, Login(connection, config, flow.folder, vault=Vault.of(settings)), settings)
+        self._rest = rest or Rest(connection, config, Login.of(settings, flow, connection, config), settings)
         self._own = rest is None
         self._before = self._rest.calls[PURPOSE]
         self._positions = Positions(settings)

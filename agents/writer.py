@@ -19,14 +19,14 @@ from agents.calls import Calls
 from agents.guard import Guard, each_record, split
 from agents.rejections import Rejections
 from agents.rules.delivery import Decision, Delivered, Lane, apply, outdated
-from agents.rules.takes import Refusal, at_path
+from agents.rules.takes import Refusal
 from agents.rules.writes import NULL, WireWrite, decode_write, encode_write, read_json
 from agents.targets.base import Effect, TargetLike
 from models.envelope import Reason
 from models.errors import HeadraceError, PermanentError, TemporaryError
 from models.flow import Flow, is_event
 from models.settings import Settings
-from models.write import Outcome, WriteResult
+from models.write import Outcome, WriteResult, at_path
 from streams import metrics
 from streams.engine.stage import Changes, Chunk, Output, Partition, Record, Result, Stage
 from streams.letters import dead_letter_output

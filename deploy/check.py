@@ -30,7 +30,6 @@ from streams.log import set_up_logging
 from streams.salesforce.auth import RETIRING, Login
 from streams.salesforce.rest import Rest
 from streams.salesforce.rights import sees_all, views_all_data
-from streams.salesforce.tokens import Vault
 from streams.yaml_lines import Mistake, did_you_mean
 
 PATIENCE = 30.0
@@ -151,7 +150,7 @@ async def check_online(found: FlowFile, settings: Settings) -> list[str]:
 
 async def _check_org(found: FlowFile, name: str, connection: Salesforce, settings: Settings, takes: Said) -> list[str]:
     beyond: list[str] = []
-    login = Login(name, connection, found.flow.folder, vault=Vault.of(settings))
+    login = Login.of(settings, found.flow, name, connection)
     rest = Rest(name, connection, login)
     org = Org(name, rest.describe)
     sound = [route for route in found.flow.routes if found.sound("routes", route)]

@@ -13,7 +13,6 @@ from models.settings import Settings
 from streams.flow_file import did_you_mean, load_flow
 from streams.salesforce.auth import Login
 from streams.salesforce.rest import Rest
-from streams.salesforce.tokens import Vault
 
 DURATION = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)\s*(ms|s|m|h|d)?")
 SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
@@ -57,7 +56,7 @@ def rest_of(settings: Settings, flow: Flow, connection: str) -> Rest:
     """The REST client of a Salesforce connection, logged in by itself; to be closed. Raises SettingsError."""
     config = flow.connections[choose_connection(flow, connection)]
     assert isinstance(config, Salesforce)  # noqa: S101 - it was chosen among these
-    return Rest(connection, config, Login(connection, config, flow.folder, vault=Vault.of(settings)))
+    return Rest(connection, config, Login.of(settings, flow, connection, config))
 
 
 def choose_connections(flow: Flow, name: str | None) -> list[str]:

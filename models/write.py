@@ -5,6 +5,7 @@ A Write is the whole target record, never a delta. It is the value of a record i
 are not frozen because that makes each dearer, and one is made for every event: that is also why it is msgspec's kind of a dataclass.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from enum import StrEnum
@@ -16,6 +17,14 @@ from models.learned import Rule
 
 OnDelete = Literal["tombstone", "delete", "mark", "ignore"]
 Body = dict[str, Any]
+
+
+def at_path(body: Body, steps: Iterable[str]) -> Any:
+    """The value at a path of a body, None where there is none."""
+    found: Any = body
+    for step in steps:
+        found = found.get(step) if isinstance(found, dict) else None
+    return found
 
 
 class Op(StrEnum):

@@ -2,15 +2,15 @@
 
 import time
 from collections.abc import Iterable
-from contextlib import suppress
 
 import msgspec
 from msgspec import field
 
 from models.settings import Settings
 from streams.engine.stage import Record
-from streams.publish import last_of, read_all
+from streams.publish import read_all
 from streams.topics import Topics
+from streams.typed import of_type
 
 HOUR_MS = 3_600_000
 HOURS = 168
@@ -88,11 +88,7 @@ def by_cause(failures: Iterable[Failure]) -> dict[str, int]:
 
 def batches_of(records: Iterable[Record]) -> list[Batch]:
     """The last of each key; what cannot be read is left out."""
-    found = []
-    for record in last_of(records).values():
-        with suppress(msgspec.DecodeError):
-            found.append(msgspec.json.decode(record.value or b"", type=Batch))
-    return found
+    return list(of_type(records, Batch))
 
 
 class Row(msgspec.Struct):

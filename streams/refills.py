@@ -7,10 +7,8 @@ import asyncio
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeVar
 
 import msgspec
 import structlog
@@ -20,12 +18,12 @@ from models.flow import Flow, is_event
 from models.settings import Settings
 from streams.engine.stage import Output, Record
 from streams.pauses import What, read_pauses
-from streams.publish import TransactionalPublisher, last_of, read_all
+from streams.publish import TransactionalPublisher, read_all
 from streams.refusals import Refused
 from streams.topics import Topics
+from streams.typed import of_type
 
 log = structlog.get_logger()
-T = TypeVar("T")
 LOOK_SECONDS = 0.5
 
 
@@ -96,7 +94,7 @@ class _Parked(msgspec.Struct, tag_field="kind", tag="parked"):
 def refills_of(records: Iterable[Record]) -> dict[str, Refill]:
     """By run, from the records of the topic `runs`."""
     parts: dict[str, list[Progress]] = {}
-    for part in _of_kind(records, Progress):
+    for part in of_type(records, Progress):
         parts.setdefault(part.run, []).append(part)
     return {
         run: Refill(
@@ -116,16 +114,9 @@ def refills_of(records: Iterable[Record]) -> dict[str, Refill]:
 def parked_of(records: Iterable[Record]) -> dict[str, int]:
     """By route how many records wait for it to go on, from the records of the topic `runs`."""
     found: Counter[str] = Counter()
-    for one in _of_kind(records, _Parked):
+    for one in of_type(records, _Parked):
         found[one.route] += one.count
     return {route: count for route, count in found.items() if count}
-
-
-def _of_kind(records: Iterable[Record], kind: type[T]) -> Iterator[T]:
-    """The last of each key, where it is such a value; the topic holds others too."""
-    for record in last_of(records).values():
-        with suppress(msgspec.DecodeError):
-            yield msgspec.json.decode(record.value or b"", type=kind)
 
 
 async def run_refill(settings: Settings, flow: Flow, route: str, *, progress: Callable[[Refill, str], None], stop: asyncio.Event) -> Refill:

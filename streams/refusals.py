@@ -4,13 +4,12 @@ The decision is written by `headrace refuse`, what each partition dropped by its
 """
 
 from collections.abc import Iterable
-from contextlib import suppress
 
 import msgspec
 
 from streams.engine.stage import Output, Record
-from streams.publish import last_of
 from streams.topics import Topics
+from streams.typed import of_type
 
 
 class Refused(msgspec.Struct, tag_field="kind", tag="refused"):
@@ -36,10 +35,7 @@ class Refused(msgspec.Struct, tag_field="kind", tag="refused"):
 def refusals_of(records: Iterable[Record]) -> list[Refused]:
     """Each decision with what all partitions dropped of it, the latest first; from the records of the topic `runs`."""
     found: dict[str, Refused] = {}
-    for record in last_of(records).values():
-        if record.value is not None and b'"refused"' in record.value:
-            with suppress(msgspec.DecodeError):
-                one = msgspec.json.decode(record.value, type=Refused)
-                if (held := found.setdefault(one.run, one)) is not one:
-                    held.dropped += one.dropped
+    for one in of_type(records, Refused):
+        if (held := found.setdefault(one.run, one)) is not one:
+            held.dropped += one.dropped
     return sorted(found.values(), key=lambda one: -one.at)

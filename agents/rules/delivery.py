@@ -22,7 +22,7 @@ import orjson
 
 from agents.rules.writes import NULL, Json, WireWrite, read_json, write_json
 from models.errors import FatalError
-from models.write import Body, OnDelete
+from models.write import Body, OnDelete, at_path
 
 FORMAT = 3
 """1 was an object, with a fingerprint in the place of `stood`; in 2 the winner alone said what stands under a key."""
@@ -281,9 +281,7 @@ def _kept(body: Body, before: Body, paths: Collection[str]) -> Body:
     """`body` with what it lacks of these paths, as it was before."""
     for path in paths:
         *parents, name = path.split(".")
-        held: Any = before
-        for step in (*parents, name):
-            held = held.get(step) if isinstance(held, dict) else None
+        held = at_path(before, (*parents, name))
         into: Any = body
         for parent in parents if held is not None else ():
             into = into.setdefault(parent, {}) if isinstance(into, dict) else None

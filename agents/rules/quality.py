@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from agents.rules.normalisers import phone, registered_domain, user, valid_mail
 from agents.rules.transforms import Transform, boolean, day, domain, integer, kind, mail, moment, number, text
 from models.errors import PermanentError
-from models.write import Body
+from models.write import Body, at_path
 
 Path = tuple[str, ...]
 """Into a body, step by step."""
@@ -121,7 +121,7 @@ class Gate:
         faults: list[Fault] = []
         for one in self.required:
             if not _filled(body, one.any_of):
-                found = ", ".join(dict.fromkeys(kind(_at(body, path)) for paths in one.any_of for path in paths))
+                found = ", ".join(dict.fromkeys(kind(at_path(body, path)) for paths in one.any_of for path in paths))
                 faults.append(Fault(one.field, one.rule, found))
         for name, rule, codec, sure in self.types:
             if (value := body.get(name)).__class__ in sure:
@@ -165,18 +165,11 @@ def faults_of(error: BaseException | None) -> tuple[Fault, ...]:
     return (Fault(getattr(error, "field", None) or "-", "map", "-"),)
 
 
-def _at(body: Body, path: Path) -> Any:
-    value: Any = body
-    for step in path:
-        value = value.get(step) if isinstance(value, dict) else None
-    return value
-
-
 def _filled(body: Body, any_of: tuple[tuple[Path, ...], ...]) -> bool:
     """Whether each path of one of the alternatives is."""
     for paths in any_of:
         for path in paths:
-            value = _at(body, path)
+            value = at_path(body, path)
             if value is None or (isinstance(value, str) and text(value) is None):
                 break
         else:

@@ -20,7 +20,7 @@ from agents.rules.quality import Fault, QualityError
 from agents.rules.standard_fields import kind_of
 from agents.rules.transforms import kind
 from models.learned import Learned, Rule
-from models.write import Body
+from models.write import Body, at_path
 
 IN_A_ROW = 3
 """Different values of a class that are refused, with none taken between, before the class is."""
@@ -120,14 +120,6 @@ def learn(refusal: Refusal, schema: str, now: int, *, class_: bool) -> Learned:
 def mark_of(value: Any) -> str:
     """Tells values apart."""
     return hashlib.blake2b(msgspec.json.encode(value, order="deterministic"), digest_size=8).hexdigest()
-
-
-def at_path(body: Body, steps: Iterable[str]) -> Any:
-    """The value at a path of a body, None where there is none."""
-    found: Any = body
-    for step in steps:
-        found = found.get(step) if isinstance(found, dict) else None
-    return found
 
 
 class Known(NamedTuple):

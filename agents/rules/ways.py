@@ -12,7 +12,7 @@ from agents.rules.quality import Gate
 from agents.rules.takes import TargetGate
 from agents.rules.transforms import mail
 from models.errors import PermanentError
-from models.write import Body, OnDelete
+from models.write import Body, OnDelete, at_path
 
 SameKey = Callable[[str, str], str]
 
@@ -100,9 +100,7 @@ def key_fields(key: str) -> tuple[str, ...]:
 
 
 def _text(body: Body, path: str) -> str:
-    found: Any = body
-    for step in path.split("."):
-        found = found.get(step) if isinstance(found, dict) else None
+    found = at_path(body, path.split("."))
     if isinstance(found, str) and found.strip():
         return found
     if isinstance(found, int | float) and not isinstance(found, bool):

@@ -113,7 +113,7 @@ class Engine:
         if generation == self.generation and self.opened.is_set() and (holding := self._holdings.get(chunk.partition)) is not None:
             holding.works[self.buffers.stage_of(chunk.topic).name].put(chunk)
 
-    def _done(self, _work: Work, chunk: Chunk) -> None:
+    def _done(self, chunk: Chunk) -> None:
         if self.opened.is_set():
             self.buffers.done(chunk)
             self.wake.set()

@@ -57,7 +57,7 @@ class Work:
     """Also the handler's `Partition` (stage.py)."""
 
     def __init__(self, stage: Stage, number: int, ground: Ground, alive: Callable[[], bool], share: Callable[[], float],
-                 done: Callable[["Work", Chunk], None], given_up: Callable[["Work"], None], turns: Turns) -> None:  # fmt: skip
+                 done: Callable[[Chunk], None], given_up: Callable[["Work"], None], turns: Turns) -> None:  # fmt: skip
         self.stage, self.number, self.ground = stage, number, ground
         self._alive, self._share, self._done, self._given_up, self._turns = alive, share, done, given_up, turns
         self._queue: asyncio.Queue[Chunk | None] = asyncio.Queue()
@@ -237,7 +237,7 @@ class Work:
         if whole is not None:
             CHUNK_SECONDS.labels(self.stage.name).observe(now - started)
             CHUNKS.labels(self.stage.name).inc()
-            self._done(self, whole)
+            self._done(whole)
 
     async def _send(self, batches: Batches, offsets: Mapping[TopicPartition, int]) -> Ends:
         while True:

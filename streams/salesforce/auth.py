@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import structlog
 
 from models.errors import PausedError, SettingsError, TemporaryError
-from models.flow import Auth, Salesforce
+from models.flow import Auth, Flow, Salesforce
 from models.scrub import scrub
 from models.settings import Settings
 from streams import metrics
@@ -80,6 +80,11 @@ class Login:
         self._vault = need_vault(vault, connection) if config.auth.flow == "web_server" else None
         if config.auth.flow == "password":
             log.warning("retiring login", connection=connection, advice=f"{connection} {RETIRING}")
+
+    @classmethod
+    def of(cls, settings: Settings, flow: Flow, connection: str, config: Salesforce) -> "Login":
+        """That of a connection of the flow."""
+        return cls(connection, config, flow.folder, vault=Vault.of(settings))
 
     def __repr__(self) -> str:
         return f"Login({self.connection!r}, flow={self._config.auth.flow!r})"

@@ -33,7 +33,6 @@ from streams.salesforce.retry import ended, retried
 from streams.salesforce.rights import same_user
 from streams.salesforce.rows import row_outputs
 from streams.salesforce.runs import Run, Way, ask, new_id, snapshot_runs
-from streams.salesforce.tokens import Vault
 from streams.topics import Topics
 
 log = structlog.get_logger()
@@ -80,7 +79,7 @@ async def run_snapshot(
         raise SettingsError(
             f"no route reads {source}: a snapshot needs a source of the form connection/sObject that a route names in `from:`"
         )
-    own = rest or Rest(connection, config, Login(connection, config, flow.folder, vault=Vault.of(settings)), settings)
+    own = rest or Rest(connection, config, Login.of(settings, flow, connection, config), settings)
     begin = Run(run_id or "", source, where=where, only=",".join(only), via=via or "")
     if repair_since is not None:
         begin = replace(begin, by="repair", since=repair_since)

@@ -22,7 +22,6 @@ from streams.salesforce.positions import position_key, read_positions
 from streams.salesforce.rest import Rest
 from streams.salesforce.retry import Backoff, retried
 from streams.salesforce.rights import LOOK_SECONDS
-from streams.salesforce.tokens import Vault
 
 log = structlog.get_logger()
 
@@ -55,7 +54,7 @@ async def run_subscriber(
     if not isinstance(config, Salesforce):
         known = [name for name, c in flow.connections.items() if isinstance(c, Salesforce)]
         raise SettingsError(f"{connection} is no Salesforce connection of the flow; there are: {', '.join(known) or 'none'}")
-    login = Login(connection, config, flow.folder, vault=Vault.of(settings))
+    login = Login.of(settings, flow, connection, config)
     rest = Rest(connection, config, login, settings)
     channels = flow.channels(connection)
     if not channels and not config.poll:

@@ -55,9 +55,7 @@ class Bench:
         monkeypatch.setattr("streams.engine.fatal.end", self._end)
         stage = Stage("s", ("t.in.x",), ("t.in.x.bulk",), handler, tables=("table",), **limits)
         ground = Ground(self.publisher, {"table": self.store}, {"table": "t.table-changelog"}, "t", 4, self.suspects)  # type: ignore[arg-type]
-        self.work = Work(
-            stage, 3, ground, lambda: self.alive, lambda: 0.5, lambda _, chunk: self.done.append(chunk), self.given_up.append, self.turns
-        )
+        self.work = Work(stage, 3, ground, lambda: self.alive, lambda: 0.5, self.done.append, self.given_up.append, self.turns)
 
     def _end(self, event: str, error: BaseException, *, guilty: Any = None, **_: Any) -> None:
         if not self.ended:  # the real one does not return
