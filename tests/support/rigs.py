@@ -36,6 +36,12 @@ def rig(folder: Path, kafka: str | None, database_url: str | None, **options: An
             yield made
 
 
+def record_calls(made: Rig) -> int:
+    """Calls so far that Salesforce answers with records. What a clock makes (limits, canary) and descriptions are not among them."""
+    counts = made.ask("GET", "/sandbox/state")["counts"]
+    return sum(counts.get(f"{resource} requests", 0) for resource in ("query", "queryAll", "composite", "jobs"))
+
+
 def verdict_of(made: Rig) -> Verdict:
     """Compare both ends once, now."""
     with made.database() as database:
