@@ -21,9 +21,10 @@ from models.envelope import Headers, Kind, Reason
 from models.errors import SettingsError, TemporaryError
 from models.flow import Flow, is_event
 from models.settings import Settings
+from streams.consume import close_consumer, read_all, read_committed_consumer
 from streams.engine.loss import STAGE as LOSS
 from streams.engine.stage import Output, Record
-from streams.publish import Publisher, close_consumer, read_all, read_committed_consumer
+from streams.publish import Publisher
 from streams.topics import Topics
 
 SUBSCRIBE = "subscribe"

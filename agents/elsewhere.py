@@ -9,7 +9,7 @@ import time
 import orjson
 
 from models.settings import Settings
-from streams.publish import read_last
+from streams.consume import read_last
 from streams.topics import Topics
 
 ALIVE_MS = 20_000

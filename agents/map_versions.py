@@ -23,9 +23,9 @@ from models.errors import FatalError, SettingsError, TemporaryError
 from models.flow import Flow
 from models.settings import Settings
 from streams import metrics
+from streams.consume import close_consumer, reading
 from streams.engine.stage import Output
 from streams.map_versions import MapText, MapVersion, OrgFields, hash_of, older, parse, publish, read_versions
-from streams.publish import close_consumer, reading
 from streams.salesforce.runs import filling, snapshot_runs
 from streams.topics import Topics
 from streams.yaml_lines import Document, read_text

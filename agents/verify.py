@@ -37,9 +37,10 @@ from models.flow import Flow, Salesforce
 from models.record_id import id18
 from models.settings import Settings
 from streams import metrics
+from streams.consume import read_batches
 from streams.engine.stage import Output
 from streams.lag import LagWatch
-from streams.publish import TransactionalPublisher, read_batches
+from streams.publish import TransactionalPublisher
 from streams.salesforce.auth import Login
 from streams.salesforce.conditions import literal
 from streams.salesforce.incidents import Incident

@@ -31,8 +31,9 @@ from models.errors import PermanentError
 from models.flow import Flow
 from models.settings import Settings
 from models.write import Body, Op, Write
+from streams.consume import read_batches
 from streams.engine.stage import Output
-from streams.publish import Publisher, read_batches
+from streams.publish import Publisher
 from streams.salesforce.incidents import Incident
 from streams.topics import Topics
 

@@ -11,9 +11,9 @@ from models.errors import SettingsError
 from models.flow import Flow, Salesforce, is_event
 from models.settings import Settings
 from streams import pauses
+from streams.consume import read_all as read_all_of
 from streams.log import set_up_logging
 from streams.pauses import DELETE, NULL, What, named, read_pauses
-from streams.publish import read_all as read_all_of
 from streams.refills import Refill, lift, parked_of, run_refill
 from streams.refusals import Refused
 from streams.topics import Topics, ensure

@@ -15,7 +15,7 @@ from deploy.looks import ago, printable, table
 from deploy.runs import answer
 from models.errors import SettingsError
 from models.learned import Learned
-from streams.publish import read_all as read_all_of
+from streams.consume import read_all as read_all_of
 from streams.quality import Batch, Counted, Row, read_quality, rows_of
 from streams.refusals import Refused, refusals_of
 from streams.rejections import forget as forget_learned

@@ -7,7 +7,8 @@ from aiokafka.errors import KafkaError
 
 from models.errors import TemporaryError
 from models.settings import Settings
-from streams.publish import close_consumer, partition_of, reading
+from streams.consume import close_consumer, reading
+from streams.kafka import partition_of
 
 PATIENCE = 20.0
 

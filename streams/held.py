@@ -12,8 +12,8 @@ from models.errors import SettingsError, TemporaryError
 from models.flow import Flow
 from models.settings import Settings
 from streams.bounds import Bound, Moment, Spot, iso
+from streams.consume import close_consumer, read_committed_consumer
 from streams.kafka import admin
-from streams.publish import close_consumer, read_committed_consumer
 from streams.topics import Topics
 
 PATIENCE = 30.0

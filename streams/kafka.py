@@ -1,7 +1,10 @@
-"""How we speak to Kafka: the one place that turns settings into client options, so that security and time-outs are equal everywhere."""
+"""How we speak to Kafka, said once for all that read and write: options of a client (so that security and time-outs are equal everywhere),
+the partition of a key, our class of its errors.
+"""
 
 import logging
 import ssl
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import lru_cache
@@ -13,8 +16,11 @@ from aiokafka.conn import collect_hosts, create_conn
 from aiokafka.errors import (
     AuthenticationFailedError,
     IllegalSaslStateError,
+    KafkaConnectionError,
     KafkaError,
+    ProducerFenced,
     SaslAuthenticationFailed,
+    UnknownTopicOrPartitionError,
     UnsupportedSaslMechanismError,
 )
 from pydantic import SecretStr
@@ -76,6 +82,33 @@ async def unreachable(settings: Settings, error: Exception) -> HeadraceError:
     return TemporaryError(
         f"Kafka at {settings.kafka} cannot be reached ({type(error).__name__}): start it, or set KAFKA_BOOTSTRAP_SERVERS{hint}"
     )
+
+
+@lru_cache(maxsize=1 << 16)  # in Python the hash takes longer than the rest of sending a record, and keys come again
+def partition_of(key: bytes, partitions: int) -> int:
+    """The partition that every other Kafka client gives a key (murmur2, the default partitioner)."""
+    length = len(key)
+    words = length >> 2
+    h = 0x9747B28C ^ length
+    for k in struct.unpack_from(f"<{words}I", key):
+        k = k * 0x5BD1E995 & 0xFFFFFFFF
+        k = (k ^ k >> 24) * 0x5BD1E995 & 0xFFFFFFFF
+        h = (h * 0x5BD1E995 & 0xFFFFFFFF) ^ k
+    if tail := key[words << 2 :]:
+        h = (h ^ int.from_bytes(tail, "little")) * 0x5BD1E995 & 0xFFFFFFFF
+    h = (h ^ h >> 13) * 0x5BD1E995 & 0xFFFFFFFF
+    return ((h ^ h >> 15) & 0x7FFFFFFF) % partitions
+
+
+def our_error(error: Exception, what: str) -> Exception:
+    """An error of aiokafka by its class of ours, which says what to do next. `what` was being done."""
+    if isinstance(error, ProducerFenced):
+        return FatalError(f"{what}: another process took over (fenced); this one ends")
+    if isinstance(error, UnknownTopicOrPartitionError):
+        return FatalError(f"{what}: a topic does not exist: {error}; `headrace check` names it")
+    if isinstance(error, KafkaConnectionError | TimeoutError) or getattr(error, "retriable", False):
+        return TemporaryError(f"{what}: Kafka is not to be reached ({type(error).__name__})")
+    return FatalError(f"{what}: {type(error).__name__}: {error}")
 
 
 def _security(settings: Settings) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from models.errors import TemporaryError
 from models.flow import Flow, Salesforce
 from models.settings import Settings
 from streams import metrics
+from streams.consume import close_consumer, read_committed_consumer
 from streams.kafka import client_options
-from streams.publish import close_consumer, read_committed_consumer
 from streams.salesforce.positions import Position, read_positions
 from streams.topics import Topics
 

@@ -20,10 +20,11 @@ from models.dead_letter import DeadLetter
 from models.errors import SettingsError, TemporaryError
 from models.flow import Flow, Webhook, is_event
 from models.settings import Settings
+from streams.consume import close_consumer, read_committed_consumer, read_last
 from streams.engine.loss import told
 from streams.engine.stage import Output
 from streams.kafka import admin
-from streams.publish import TransactionalPublisher, close_consumer, read_committed_consumer, read_last
+from streams.publish import TransactionalPublisher
 from streams.salesforce.incidents import Incident
 from streams.topics import Topics
 

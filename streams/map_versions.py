@@ -18,8 +18,9 @@ import structlog
 from models.errors import FatalError
 from models.flow import Flow
 from models.settings import Settings
+from streams.consume import read_all
 from streams.engine.stage import Output, Record
-from streams.publish import TransactionalPublisher, read_all
+from streams.publish import TransactionalPublisher
 from streams.topics import Topics
 
 log = structlog.get_logger()

@@ -17,9 +17,10 @@ from models.errors import SettingsError, TemporaryError
 from models.flow import Flow
 from models.settings import Settings
 from streams import metrics
+from streams.consume import read_last
 from streams.engine.stage import Output
 from streams.follow import Followed
-from streams.publish import Publisher, read_last
+from streams.publish import Publisher
 from streams.topics import Topics
 
 log = structlog.get_logger()

@@ -1,26 +1,21 @@
-"""How records get into Kafka and out of it again outside the engine: transactions, plain sends, reading a topic to its end.
-
-Sending never makes a topic and never drops a record: it returns when Kafka has everything, or raises. Partitions are those of every other
-Kafka client (murmur2 of the key over `settings.partitions`).
+"""How records get into Kafka: in transactions, or plainly. It never makes a topic and never drops a record: a send returns when Kafka has
+everything, or raises.
 """
 
 import asyncio
-import struct
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import lru_cache
 from typing import Any
 
-import structlog
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.errors import KafkaConnectionError, KafkaError, ProducerFenced, UnknownTopicOrPartitionError
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.errors import KafkaError
 from aiokafka.producer.transaction_manager import TransactionState
 from aiokafka.structs import OffsetAndMetadata
 
-from models.errors import FatalError, PermanentError, TemporaryError
+from models.errors import FatalError, PermanentError
 from models.settings import Settings
-from streams.engine.stage import Output, Record
-from streams.kafka import client_options
+from streams.engine.stage import Output
+from streams.kafka import client_options, our_error, partition_of
 
 MAX_RECORD = 1_000_000  # bytes of one record with headers; Kafka's default limit is 1,048,588 for a batch
 BATCH_BYTES = 512_000
@@ -32,24 +27,6 @@ PLAIN_SECONDS = 5.0
 Batches = dict[tuple[str, int], list[Output]]
 Ends = dict[TopicPartition, int]
 """Offset after the last record sent, by topic and partition."""
-
-log = structlog.get_logger()
-
-
-@lru_cache(maxsize=1 << 16)  # in Python the hash takes longer than the rest of sending a record, and keys come again
-def partition_of(key: bytes, partitions: int) -> int:
-    """The partition Kafka's default partitioner gives a key."""
-    length = len(key)
-    words = length >> 2
-    h = 0x9747B28C ^ length
-    for k in struct.unpack_from(f"<{words}I", key):
-        k = k * 0x5BD1E995 & 0xFFFFFFFF
-        k = (k ^ k >> 24) * 0x5BD1E995 & 0xFFFFFFFF
-        h = (h * 0x5BD1E995 & 0xFFFFFFFF) ^ k
-    if tail := key[words << 2 :]:
-        h = (h ^ int.from_bytes(tail, "little")) * 0x5BD1E995 & 0xFFFFFFFF
-    h = (h ^ h >> 13) * 0x5BD1E995 & 0xFFFFFFFF
-    return ((h ^ h >> 15) & 0x7FFFFFFF) % partitions
 
 
 def batched(outputs: Sequence[Output], partitions: int) -> Batches:
@@ -107,29 +84,6 @@ async def close_producer(producer: AIOKafkaProducer, seconds: float) -> None:
             await producer.client.close()
 
 
-async def close_consumer(consumer: AIOKafkaConsumer) -> None:
-    """Stop. While a broker is away aiokafka's own stop ends in a cancellation that nobody asked for (a fetch that waits out its failure),
-    and the caller's task would end by it without a word.
-    """
-    stopping = asyncio.ensure_future(consumer.stop())
-    await asyncio.wait([stopping])
-    if stopping.cancelled():
-        await consumer._client.close()  # it did not come so far
-    elif isinstance(error := stopping.exception(), Exception) and not isinstance(error, KafkaError):
-        raise error
-
-
-def _wrapped(error: Exception, what: str) -> Exception:
-    """Our class of an error of aiokafka."""
-    if isinstance(error, ProducerFenced):
-        return FatalError(f"{what}: another process took over (fenced); this one ends")
-    if isinstance(error, UnknownTopicOrPartitionError):
-        return FatalError(f"{what}: a topic does not exist: {error}; `headrace check` names it")
-    if isinstance(error, KafkaConnectionError | TimeoutError) or getattr(error, "retriable", False):
-        return TemporaryError(f"{what}: Kafka is not to be reached ({type(error).__name__})")
-    return FatalError(f"{what}: {type(error).__name__}: {error}")
-
-
 async def _abort(producer: AIOKafkaProducer) -> None:
     """Abort the open transaction; where that was begun before and we only lost patience, wait for its end, if it has not come by now."""
     manager = producer._txn_manager
@@ -173,7 +127,7 @@ class TransactionalPublisher:
         except BaseException as error:
             await close_producer(producer, 0.1)
             if isinstance(error, KafkaError | TimeoutError):
-                raise _wrapped(error, f"starting the producer {self.id}") from error
+                raise our_error(error, f"starting the producer {self.id}") from error
             raise
         self._producer = producer
 
@@ -240,7 +194,7 @@ class TransactionalPublisher:
                     await producer.send_offsets_to_transaction(consumed, group)
                 return ends
         except (KafkaError, TimeoutError, AssertionError) as error:
-            wrapped = self._fatal(producer) or _wrapped(error, what)
+            wrapped = self._fatal(producer) or our_error(error, what)
             if isinstance(wrapped, FatalError):
                 self._broken = str(wrapped)
             raise wrapped from error
@@ -264,7 +218,7 @@ class TransactionalPublisher:
             for batch in batches:  # aiokafka tells each of the end, and nobody asks: that would be a line of the log each
                 if batch._drain_waiter.done() and not batch._drain_waiter.cancelled():
                     batch._drain_waiter.exception()
-        wrapped = _wrapped(error, f"the transaction of {self.id}")
+        wrapped = our_error(error, f"the transaction of {self.id}")
         return wrapped if isinstance(wrapped, FatalError) else FatalError(str(wrapped))
 
 
@@ -297,7 +251,7 @@ class Publisher:
             if producer is not None and producer is self._producer:
                 self._producer = None  # an idempotent producer retries for ever: a new one forgets what we gave up
                 await close_producer(producer, 0.1)
-            raise _wrapped(error, "sending to Kafka") from error
+            raise our_error(error, "sending to Kafka") from error
 
     async def stop(self) -> None:
         """Close."""
@@ -322,74 +276,3 @@ class Publisher:
                     raise
                 self._producer = producer
             return self._producer
-
-
-def read_committed_consumer(settings: Settings, **options: Any) -> AIOKafkaConsumer:
-    """A consumer as ours must be: read_committed, no automatic commits, from the earliest where nothing is said. Not started."""
-    defaults: dict[str, Any] = {"enable_auto_commit": False, "auto_offset_reset": "earliest", "fetch_max_wait_ms": 100}
-    return AIOKafkaConsumer(**client_options(settings), **(defaults | options), isolation_level="read_committed")
-
-
-async def reading(settings: Settings, parts: Sequence[TopicPartition]) -> AIOKafkaConsumer:
-    """Such a consumer of these partitions, started; whoever has it closes it. Raises KafkaError."""
-    consumer = read_committed_consumer(settings)
-    try:
-        await consumer.start()
-    except BaseException:
-        await close_consumer(consumer)
-        raise
-    consumer.assign(parts)
-    return consumer
-
-
-async def read_all(settings: Settings, topic: str) -> list[Record]:
-    """All that `read_batches` gives, at once; meant for small and compacted topics. Raises TemporaryError, FatalError (no such topic)."""
-    return [record async for batch in read_batches(settings, topic) for record in batch]
-
-
-async def read_last(settings: Settings, topic: str) -> dict[bytes | None, Record]:
-    """The last record of each key of a compacted topic, those that were deleted left out, in the order of writing per partition.
-
-    Raises TemporaryError, FatalError (no such topic).
-    """
-    return last_of(await read_all(settings, topic))
-
-
-def last_of(records: Iterable[Record]) -> dict[bytes | None, Record]:
-    """The same, of records that were read."""
-    found: dict[bytes | None, Record] = {}
-    for record in records:
-        found.pop(record.key, None)
-        if record.value is not None:
-            found[record.key] = record
-    return found
-
-
-async def read_batches(settings: Settings, topic: str, partitions: Sequence[int] | None = None) -> AsyncGenerator[list[Record], None]:
-    """Everything committed in a topic when the first batch was asked for, in order per partition, never all of it in memory.
-
-    Ends at the high watermark, by POSITION: a transaction ends in an offset of no record, and its marker is written a moment after its
-    commit was answered, so that the last stable offset would be too early. Waits for transactions open at the call (at most their
-    time-out). Who may leave it early closes it. Raises TemporaryError, FatalError (no such topic).
-    """
-    parts = [TopicPartition(topic, p) for p in (range(settings.partitions) if partitions is None else partitions)]
-    consumer = read_committed_consumer(settings)
-    watcher = AIOKafkaConsumer(**client_options(settings), enable_auto_commit=False)
-    try:
-        async with asyncio.timeout(COMMIT_SECONDS):
-            await asyncio.gather(consumer.start(), watcher.start())
-            if topic not in await watcher.topics():
-                raise FatalError(f"topic {topic} does not exist: start a worker or a subscriber once, they make the topics")
-            begins, ends = await asyncio.gather(watcher.beginning_offsets(parts), watcher.end_offsets(parts))
-        consumer.assign(parts)
-        left = {tp for tp in parts if ends[tp] > begins[tp]}
-        while left:
-            async with asyncio.timeout(COMMIT_SECONDS):
-                found = await consumer.getmany(*left, timeout_ms=50)
-                left = {tp for tp in left if await consumer.position(tp) < ends[tp]}
-            for tp, records in found.items():
-                yield [r for r in records if r.offset < ends[tp]]
-    except (KafkaError, TimeoutError) as error:
-        raise _wrapped(error, f"reading {topic}") from error
-    finally:
-        await asyncio.gather(close_consumer(consumer), close_consumer(watcher))

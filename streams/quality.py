@@ -7,8 +7,8 @@ import msgspec
 from msgspec import field
 
 from models.settings import Settings
+from streams.consume import read_all
 from streams.engine.stage import Record
-from streams.publish import read_all
 from streams.topics import Topics
 from streams.typed import of_type
 

@@ -16,9 +16,10 @@ import structlog
 from models.errors import SettingsError, TemporaryError
 from models.flow import Flow, is_event
 from models.settings import Settings
+from streams.consume import read_all
 from streams.engine.stage import Output, Record
 from streams.pauses import What, read_pauses
-from streams.publish import TransactionalPublisher, read_all
+from streams.publish import TransactionalPublisher
 from streams.refusals import Refused
 from streams.topics import Topics
 from streams.typed import of_type

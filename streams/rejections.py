@@ -10,8 +10,9 @@ import msgspec
 
 from models.learned import HOLD_MS, Learned
 from models.settings import Settings
+from streams.consume import read_last
 from streams.engine.stage import Output
-from streams.publish import Publisher, read_last
+from streams.publish import Publisher
 from streams.topics import Topics
 
 

@@ -22,9 +22,10 @@ from models.errors import PermanentError, SettingsError, TemporaryError
 from models.flow import Flow
 from models.settings import Settings
 from streams.bounds import Moment, parse_bound
+from streams.consume import close_consumer, read_all, read_committed_consumer
 from streams.engine.stage import Output, Record
 from streams.held import check_order, check_topics, offsets, partitions
-from streams.publish import TransactionalPublisher, batched, close_consumer, read_all, read_committed_consumer
+from streams.publish import TransactionalPublisher, batched
 from streams.topics import Topics
 
 BATCH_RECORDS = 500

@@ -19,12 +19,12 @@ from models.dead_letter import DeadLetter
 from models.errors import HeadraceError
 from models.flow import Flow, Salesforce
 from models.settings import Settings
+from streams.consume import read_all, read_last
 from streams.held_view import Held, held_of
 from streams.kafka import admin
 from streams.lag import Lag, LagWatch, disk_free, salesforce_loss
 from streams.map_versions import MapInUse, MapVersion, read_versions, shown
 from streams.pauses import Paused, read_pauses
-from streams.publish import read_all, read_last
 from streams.refills import Refill, parked_of, refills_of
 from streams.salesforce.leases import read_leases
 from streams.salesforce.positions import position_key, read_positions

@@ -6,8 +6,8 @@ from typing import TypeVar
 
 import msgspec
 
+from streams.consume import last_of
 from streams.engine.stage import Record
-from streams.publish import last_of
 
 T = TypeVar("T")
 

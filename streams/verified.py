@@ -12,8 +12,8 @@ import orjson
 from models.errors import FatalError
 from models.flow import is_event
 from models.settings import Settings
+from streams.consume import read_last
 from streams.engine.stage import Output, Record
-from streams.publish import read_last
 from streams.topics import Topics
 
 State = Literal["running", "verified", "failed"]

@@ -11,7 +11,7 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError
 from psycopg import sql
 
 from deploy.bench.work import COLUMNS, Row
-from streams.publish import partition_of
+from streams.kafka import partition_of
 
 PARTITIONS = 4
 TAIL = 50

@@ -16,9 +16,9 @@ from aiokafka import TopicPartition
 
 from models.dead_letter import DeadLetter, dead_letter
 from models.settings import Settings
+from streams.consume import read_last
 from streams.engine.stage import Output
 from streams.metrics import DEAD
-from streams.publish import read_last
 from streams.topics import Topics
 
 STAGE, ERROR = "engine", "Loss"

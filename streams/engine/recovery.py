@@ -15,11 +15,12 @@ from aiokafka.errors import KafkaError
 
 from models.errors import FatalError
 from models.settings import Settings
+from streams.consume import close_consumer, read_committed_consumer
 from streams.engine.facts import tombstone_seconds
 from streams.engine.stage import Changes
 from streams.engine.store import MARK, META, DamagedError, TableStore
 from streams.metrics import RECOVERED
-from streams.publish import MAX_RECORD, close_consumer, read_committed_consumer
+from streams.publish import MAX_RECORD
 
 CHUNK = 5000
 FETCH_BYTES, PARTITION_BYTES = 8 << 20, 512 << 10  # of 36 stores at 1 MB each 100 MB lay in the fetcher

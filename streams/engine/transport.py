@@ -20,13 +20,13 @@ from faust.transport.drivers import aiokafka as stock
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
+from streams.consume import close_consumer
 from streams.engine.engine import Engine
 from streams.engine.fatal import end, fatal_errors
 from streams.engine.member import Member
 from streams.engine.stage import Chunk
 from streams.engine.watchdog import watch
 from streams.kafka import client_options, unreachable
-from streams.publish import close_consumer
 
 FETCH_WAIT_MS = 100  # a freed partition waits at most this long for the poll of the others
 PREFETCH_BACKOFF = 0.01  # and a partition with unconsumed records holds up its broker's fetches at most this long

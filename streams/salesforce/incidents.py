@@ -13,8 +13,8 @@ import orjson
 
 from models.errors import FatalError
 from models.settings import Settings
+from streams.consume import read_last
 from streams.engine.stage import Output
-from streams.publish import read_last
 from streams.topics import Topics
 
 Cause = Literal[

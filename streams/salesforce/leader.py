@@ -16,7 +16,8 @@ from aiokafka.errors import KafkaError
 
 from models.errors import TemporaryError
 from models.settings import Settings
-from streams.publish import close_consumer, partition_of, read_committed_consumer
+from streams.consume import close_consumer, read_committed_consumer
+from streams.kafka import partition_of
 from streams.salesforce.retry import retried
 from streams.topics import Topics
 

@@ -20,8 +20,10 @@ from aiokafka.errors import KafkaError
 from models.errors import HeadraceError, TemporaryError
 from models.settings import Settings
 from streams import metrics
+from streams.consume import close_consumer, read_last, reading
 from streams.engine.stage import Output
-from streams.publish import Publisher, close_consumer, partition_of, read_last, reading
+from streams.kafka import partition_of
+from streams.publish import Publisher
 from streams.salesforce.limits import BUCKET, DAY, Budget
 from streams.topics import Topics
 

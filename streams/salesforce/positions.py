@@ -15,9 +15,9 @@ from models.change_event import FIRST_EPOCH, Place
 from models.errors import FatalError
 from models.flow import Salesforce
 from models.settings import Settings
+from streams.consume import read_last
 from streams.engine.stage import Output
 from streams.follow import Followed
-from streams.publish import read_last
 from streams.topics import Topics
 
 Start = Literal["new", "retained"]

@@ -14,8 +14,9 @@ import orjson
 
 from models.errors import FatalError
 from models.settings import Settings
+from streams.consume import read_last
 from streams.engine.stage import Output, Record
-from streams.publish import Publisher, read_last
+from streams.publish import Publisher
 from streams.topics import Topics
 
 Way = Literal["rest", "bulk"]

@@ -13,7 +13,7 @@ import pytest
 
 from deploy.rig import Rig
 from models.settings import Settings
-from streams.publish import read_all
+from streams.consume import read_all
 from streams.topics import Topics
 from tests.support.rigs import WAREHOUSE, rig
 

@@ -14,7 +14,7 @@ from deploy.rig import Rig
 from deploy.sandbox import client
 from models.settings import Settings
 from models.write import Write
-from streams.publish import read_all
+from streams.consume import read_all
 from streams.topics import Topics
 from tests.support.rigs import rig
 

@@ -12,7 +12,7 @@ from deploy.latency import Latency, quantile
 from deploy.oracle import compare_people
 from deploy.rig import Rig
 from models.settings import Settings
-from streams.publish import read_batches
+from streams.consume import read_batches
 from streams.topics import Topics
 from tests.support.rigs import WAREHOUSE, explain, rig
 

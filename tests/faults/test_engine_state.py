@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from streams.consume import read_all
 from streams.engine.stage import Output
 from streams.engine.store import Disk, mark_key
-from streams.publish import Publisher, read_all
+from streams.publish import Publisher
 from tests.support.workers import Bench, bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(180)]

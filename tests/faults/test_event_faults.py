@@ -12,8 +12,8 @@ import pytest
 from msgspec.structs import replace
 
 from agents.rules.writes import decode_write
+from streams.consume import read_all
 from streams.engine.stage import Output
-from streams.publish import read_all
 from tests.support.fault_bench import FaultBench, fault_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240)]

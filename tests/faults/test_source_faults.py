@@ -22,7 +22,7 @@ from deploy.local import LocalServices
 from deploy.local.process import free_port
 from models.flow import Flow
 from models.settings import Settings
-from streams.publish import read_all
+from streams.consume import read_all
 from streams.topics import Topics, ensure
 from tests.support import fault_points, subscriber_process
 from tests.support.broker import settings_for, topics

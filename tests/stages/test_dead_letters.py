@@ -10,9 +10,10 @@ from models.errors import PermanentError, SettingsError
 from models.flow import Flow, Route, Salesforce
 from models.flow import Target as Given
 from models.settings import Settings
+from streams.consume import read_all
 from streams.engine.stage import Output
 from streams.letters import dead_letter_output
-from streams.publish import Publisher, read_all
+from streams.publish import Publisher
 from streams.topics import Topics, ensure
 from tests.support.broker import settings_for, topics
 from tests.support.memory import MemoryRecord

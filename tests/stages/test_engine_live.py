@@ -11,8 +11,8 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
+from streams.consume import read_all
 from streams.kafka import client_options
-from streams.publish import read_all
 from tests.support.workers import Bench, Worker, bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(180)]

@@ -18,11 +18,12 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from models.errors import SettingsError
 from models.flow import Flow
+from streams.consume import read_all
 from streams.engine.loss import Loss, letter, told
 from streams.engine.stage import Output
 from streams.kafka import client_options
 from streams.losses import accept, losses, todo
-from streams.publish import Publisher, TransactionalPublisher, read_all
+from streams.publish import Publisher, TransactionalPublisher
 from streams.topics import Topic, Topics, ensure
 from tests.support.flows import CONTACTS, PEOPLE, flow
 from tests.support.workers import Bench, Worker, bench

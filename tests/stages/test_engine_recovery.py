@@ -10,12 +10,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from models.errors import FatalError
+from streams.consume import read_all
 from streams.engine import recovery
 from streams.engine.recovery import recover
 from streams.engine.stage import Changes
 from streams.engine.store import META, Disk, Memory, TableStore, mark_key
 from streams.metrics import RECOVERED
-from streams.publish import MAX_RECORD, read_all
+from streams.publish import MAX_RECORD
 from tests.support.changelogs import changelog, folded, numbered
 
 pytestmark = pytest.mark.kafka

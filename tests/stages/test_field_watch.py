@@ -15,7 +15,8 @@ from deploy.sandbox.salesforce.org import CLIENT_ID, CLIENT_SECRET
 from models.envelope import Envelope, Reason
 from models.flow import Flow, Salesforce
 from models.settings import Settings
-from streams.publish import Publisher, read_all
+from streams.consume import read_all
+from streams.publish import Publisher
 from streams.salesforce.auth import Login
 from streams.salesforce.rest import Rest
 from streams.salesforce.runs import Run, snapshot_runs

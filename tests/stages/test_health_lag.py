@@ -14,10 +14,11 @@ from models.errors import TemporaryError
 from models.flow import Flow
 from models.settings import Settings
 from streams import metrics
+from streams.consume import read_all
 from streams.engine.stage import Output
 from streams.health import Health
 from streams.lag import Lag, LagWatch
-from streams.publish import TransactionalPublisher, read_all
+from streams.publish import TransactionalPublisher
 from streams.topics import Topics, ensure
 from tests.support.broker import settings_for, topics
 

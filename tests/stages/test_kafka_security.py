@@ -13,10 +13,11 @@ from deploy.local.process import free_port
 from models.errors import FatalError, HeadraceError, SettingsError, TemporaryError
 from models.flow import Flow
 from models.settings import Settings
+from streams.consume import read_all
 from streams.engine.stage import Output
 from streams.kafka import client_options
 from streams.lag import LagWatch
-from streams.publish import Publisher, TransactionalPublisher, read_all
+from streams.publish import Publisher, TransactionalPublisher
 from streams.topics import ensure
 from tests.support.broker import settings_for, topics
 from tests.support.certificates import Authority

@@ -10,8 +10,9 @@ from structlog.testing import capture_logs
 from agents.map_versions import Versions
 from models.flow import Flow
 from models.settings import Settings
+from streams.consume import read_all
 from streams.map_versions import MapText, OrgFields, publish, read_versions
-from streams.publish import Publisher, read_all
+from streams.publish import Publisher
 from streams.salesforce.runs import Run, snapshot_runs
 from streams.topics import Topics
 from tests.support.broker import settings_for, topics

@@ -11,9 +11,10 @@ from aiokafka.errors import KafkaConnectionError
 
 from models.errors import FatalError, PermanentError, TemporaryError
 from models.settings import Settings
+from streams.consume import close_consumer, read_all
 from streams.engine.stage import Output
-from streams.kafka import client_options
-from streams.publish import MAX_RECORD, Publisher, TransactionalPublisher, close_consumer, partition_of, read_all
+from streams.kafka import client_options, partition_of
+from streams.publish import MAX_RECORD, Publisher, TransactionalPublisher
 from tests.support.broker import settings_for, topics
 
 pytestmark = pytest.mark.kafka

@@ -17,9 +17,10 @@ from models.errors import FatalError, SettingsError, TemporaryError
 from models.flow import Flow
 from models.settings import Settings
 from streams import metrics
+from streams.consume import read_all
 from streams.engine.stage import Output
 from streams.health import Health
-from streams.publish import MAX_RECORD, Publisher, read_all
+from streams.publish import MAX_RECORD, Publisher
 from streams.topics import Topics
 from streams.webhooks.receiver import KEEPABLE, Receiver, key_of, run_receiver
 from tests.support.broker import settings_for, topics

@@ -11,7 +11,7 @@ import pytest
 
 from models.flow import Flow
 from models.settings import Settings
-from streams.publish import read_all
+from streams.consume import read_all
 from streams.salesforce import parent_polls
 from streams.salesforce.incidents import read_incidents
 from streams.salesforce.subscriber import run_subscriber

@@ -18,10 +18,11 @@ from models.flow import Flow
 from models.settings import Settings
 from streams import replay
 from streams.bounds import Moment, iso
+from streams.consume import read_all
 from streams.engine.stage import Output, Record
 from streams.held import offsets
 from streams.kafka import client_options
-from streams.publish import Publisher, read_all
+from streams.publish import Publisher
 from streams.replay import Replay, run_replay
 from streams.topics import Topics, ensure
 from tests.support.broker import settings_for, topics

@@ -21,8 +21,8 @@ from models.errors import PausedError, TemporaryError
 from models.flow import Salesforce
 from models.settings import Settings
 from streams import metrics
+from streams.consume import read_all
 from streams.kafka import client_options
-from streams.publish import read_all
 from streams.salesforce import auth as auth_module
 from streams.salesforce import cometd, retry, subscriber
 from streams.salesforce.auth import Login

@@ -10,7 +10,8 @@ import pytest
 from models.errors import SettingsError
 from models.flow import Flow, Salesforce
 from models.settings import Settings
-from streams.publish import Publisher, read_all
+from streams.consume import read_all
+from streams.publish import Publisher
 from streams.salesforce.auth import Login
 from streams.salesforce.incidents import Incident, read_incidents
 from streams.salesforce.positions import read_positions

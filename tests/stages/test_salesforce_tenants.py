@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from models.flow import Flow
-from streams.publish import read_all
+from streams.consume import read_all
 from streams.salesforce.subscriber import run_subscriber
 from streams.topics import Topics, ensure
 from tests.support.broker import settings_for, topics

@@ -18,9 +18,10 @@ from agents.dead_letters import list_letters
 from models.dead_letter import DeadLetter
 from models.envelope import Envelope, Kind, Reason
 from models.settings import Settings
+from streams.consume import read_all
 from streams.engine.stage import Output
 from streams.pauses import Pause, read_pauses
-from streams.publish import Publisher, read_all
+from streams.publish import Publisher
 from streams.refills import lift, parked_of
 from streams.topics import Topics
 from tests.support.broker import settings_for, topics

@@ -25,8 +25,9 @@ from models.errors import PermanentError
 from models.flow import Flow
 from models.settings import Settings
 from models.write import Body, OnDelete, Op, Write
+from streams.consume import read_all
 from streams.engine.stage import Output
-from streams.publish import Publisher, read_all
+from streams.publish import Publisher
 from streams.topics import Topics
 
 pytestmark = pytest.mark.kafka

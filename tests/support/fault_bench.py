@@ -22,9 +22,10 @@ from aiokafka import TopicPartition
 from agents.rules.writes import decode_write
 from models.flow import Flow
 from models.settings import Settings
+from streams.consume import read_all, read_committed_consumer
 from streams.engine.stage import Output, Record
 from streams.engine.store import Disk
-from streams.publish import Publisher, read_all, read_committed_consumer
+from streams.publish import Publisher
 from streams.topics import TABLES, Topics, ensure
 from tests.support.broker import settings_for, topics
 from tests.support.fault_events import MAPS, Events, differences, flow_for

@@ -16,9 +16,9 @@ from deploy.sandbox.salesforce.server import Sandbox
 from models.envelope import Envelope
 from models.flow import Flow
 from models.settings import Settings
+from streams.consume import read_all
 from streams.engine.stage import Record
 from streams.kafka import client_options
-from streams.publish import read_all
 from streams.salesforce.incidents import Incident, read_incidents
 from streams.salesforce.subscriber import run_subscriber
 from streams.topics import Topics, ensure

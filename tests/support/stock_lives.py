@@ -14,9 +14,10 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from models.settings import Settings
+from streams.consume import read_all
 from streams.engine.stage import Output
 from streams.kafka import client_options
-from streams.publish import Publisher, TransactionalPublisher, read_all
+from streams.publish import Publisher, TransactionalPublisher
 from tests.support import stock_ours as ours
 from tests.support.broker import settings_for, topics
 from tests.support.stock_plan import EVENTS, GUILTY, HEAD, MANY, NO_JSON, Plan

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import orjson
 
-from streams.publish import read_all
+from streams.consume import read_all
 from tests.support import stock_ours as ours
 from tests.support.stock_lives import DEAD, Fate, Lives, lives
 from tests.support.stock_plan import EVENTS, GUILTY, HEAD, REFUSES

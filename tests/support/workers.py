@@ -14,9 +14,11 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from models.dead_letter import DeadLetter
 from models.settings import Settings
+from streams.consume import read_all, read_committed_consumer
 from streams.engine.stage import Output
 from streams.engine.store import MARK, Disk
-from streams.publish import Publisher, partition_of, read_all, read_committed_consumer
+from streams.kafka import partition_of
+from streams.publish import Publisher
 from streams.topics import Topics
 from tests.support.broker import settings_for, topics
 from tests.support.engine_app import names

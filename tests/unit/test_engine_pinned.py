@@ -15,7 +15,7 @@ from streams.app import create_app
 from streams.engine import pinned
 
 ROOT = Path(__file__).resolve().parents[2] / "streams"
-TOUCHING = [*(ROOT / "engine").glob("*.py"), ROOT / "app.py", ROOT / "publish.py", ROOT / "kafka.py"]
+TOUCHING = [*(ROOT / "engine").glob("*.py"), ROOT / "app.py", ROOT / "publish.py", ROOT / "consume.py", ROOT / "kafka.py"]
 PLAIN = re.compile(r"\w*(Error|Exception|Fenced|Failed)")
 HARMLESS = {"TP", "TopicPartition", "OffsetAndMetadata", "for_code", "ConnectionGroup", "CoordinationType", "stock", "App"}
 """Plain values; and modules and classes of which single functions are pinned."""
