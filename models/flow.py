@@ -120,6 +120,9 @@ class Salesforce(Part):
     auth: Auth
     channels: dict[str, tuple[str, ...]] = Field(default={ALL_CHANGES: ()}, min_length=1)
     api_share: float = Field(default=0.8, gt=0, le=1, description="fraction of the org's API calls of a day that may be used")
+    at_once: int = Field(
+        default=25, ge=1, le=1000, description="calls under way at a time, of all processes; an org refuses more long ones"
+    )
     canary: Canary | None = None
     page: int = Field(default=2000, ge=10, le=2000, description="rows that one call of REST asks for, by snapshots and polls")
     silence: float = Field(default=300.0, gt=0, description="seconds without any reply of the server before the session is given up")

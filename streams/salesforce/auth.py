@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -20,8 +21,9 @@ from models.scrub import scrub
 from models.settings import Settings
 from streams import metrics
 from streams.salesforce.leases import Leases
-from streams.salesforce.limits import AT_ONCE, Budget
+from streams.salesforce.limits import Budget, patience
 from streams.salesforce.oauth import Token, ask, form_of, refresh_form
+from streams.salesforce.slots import Slots
 from streams.salesforce.tokens import Vault, need_vault, print_of
 
 log = structlog.get_logger()
@@ -53,7 +55,7 @@ class _State:
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=BURST))
     budget: Budget | None = None
     leases: Leases | None = None
-    slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
+    slots: Slots | None = None
 
 
 _Key = tuple[str, str, Auth, Path]
@@ -99,7 +101,7 @@ class Login:
         """The calls of this connection in this process, whoever makes them."""
         state = self._state
         if state.budget is None:
-            state.budget = Budget(self.connection, self._config.api_share)
+            state.budget = Budget(self.connection, self._config.api_share, at_once=self._config.at_once)
         return state.budget
 
     def leases(self, settings: Settings) -> Leases:
@@ -117,10 +119,17 @@ class Login:
             self.budget.leased = None
             await leases.close()
 
-    @property
-    def slots(self) -> asyncio.Semaphore:
-        """Calls that may be under way at a time."""
-        return self._state.slots
+    def slot(self, purpose: str, settings: Settings | None) -> AbstractAsyncContextManager[None]:
+        """For one call, with its turn among those of this process; with `settings` the other processes have their part, and their share."""
+
+        async def ready() -> None:
+            if settings is not None:
+                await self.leases(settings).room()
+
+        state, budget = self._state, self.budget
+        if state.slots is None:
+            state.slots = Slots(lambda: budget.slots)
+        return state.slots.slot(ready, patience(purpose))
 
     async def token(self) -> Token:
         """The cached token, or a new one. Raises TemporaryError (network, rate limit), PausedError (refused), and while there was none yet

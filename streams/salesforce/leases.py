@@ -1,8 +1,11 @@
-"""Who may make how many of an org's calls: what all processes of a connection tell each other in the compacted topic `limits`.
+"""Who may make how many of an org's calls, and how many at a time: what processes of a connection tell each other in the topic `limits`.
 
 A process writes one record, of the calls it made and of those it takes for the next half minute: its lease. The records of a connection
 stand in one partition, so that all read them in one order, and a claim keeps only what was left before it: together they never use more
 than `api_share`. Whoever starts reads what was used; a lease that is not renewed ends. No process waits for another.
+
+A claim also shows how many processes there are, and `at_once` calls are divided among them. One that starts takes its part at once, and the
+others give it within the life of their leases, half a minute: for so long there may be more calls under way than `at_once`.
 """
 
 import asyncio
@@ -46,14 +49,16 @@ PATIENCE = 20.0
 class Entry:
     """Value of a record of the limits topic; its key is "<connection>|<process>".
 
-    used    calls by time (epoch s at which a bucket begins) and purpose
-    lease   calls taken beyond these
-    most    the org's limit of a day, as last heard; 0: not yet
-    at      epoch ms of the record, by the broker
+    used       calls by time (epoch s at which a bucket begins) and purpose
+    lease      calls taken beyond these
+    under_way  calls without a reply
+    most       the org's limit of a day, as last heard; 0: not yet
+    at         epoch ms of the record, by the broker
     """
 
     used: dict[int, dict[str, int]] = field(default_factory=dict)
     lease: int = 0
+    under_way: int = 0
     most: int = 0
     at: int = 0
 
@@ -69,13 +74,17 @@ class Entry:
         """The lease, as long as it is one: `at` epoch ms, by the broker."""
         return self.lease if self.at > at - END_SECONDS * 1000 else 0
 
+    def lives(self, at: int) -> bool:
+        """Whether calls of it may be under way: it has some, or a lease, and tells so."""
+        return bool(self.lease or self.under_way) and self.at > at - END_SECONDS * 1000
+
 
 def parse_entry(value: bytes, at: int) -> Entry:
     """What a process wrote; what is damaged says nothing, and its writer soon writes anew."""
     try:
         found: dict[str, Any] = orjson.loads(value)
         used = {int(begun): {str(p): int(n) for p, n in calls.items()} for begun, calls in found["used"].items()}
-        return Entry(used, int(found["lease"]), int(found["most"]), at)
+        return Entry(used, int(found["lease"]), int(found.get("under_way", 0)), int(found["most"]), at)
     except (ValueError, TypeError, KeyError, AttributeError):
         return Entry(at=at)
 
@@ -142,18 +151,22 @@ class Leases:
         metrics.API_SHARE.labels(self._connection).set(budget.of_share())
 
     async def _tell(self) -> None:
-        """Write what was used once more, a little later: others must know before the lease ends for them."""
-        await asyncio.sleep(REPORT_SECONDS)
-        async with self._lock:
-            try:
-                await self._write(self._budget.leased if self._has() and self._budget.leased else 0)
-            except HeadraceError as error:
-                log.warning("calls made are not told yet", connection=self._connection, reason=str(error))
+        """Write what was used once more, a little later, before the lease ends for the others; and of long calls until they end."""
+        while True:
+            await asyncio.sleep(REPORT_SECONDS)
+            async with self._lock:
+                try:
+                    await self._write(self._budget.leased if self._has() and self._budget.leased else 0)
+                except HeadraceError as error:
+                    log.warning("calls made are not told yet", connection=self._connection, reason=str(error))
+            if not self._budget.under_way:
+                return
 
     async def _write(self, lease: int, mark: str = "") -> None:
         value = {
             "used": {str(b): c for b, c in self._budget.own_by_time().items()},
             "lease": lease,
+            "under_way": self._budget.under_way,
             "most": self._budget.most,
             "mark": mark,
         }
@@ -199,6 +212,7 @@ class Leases:
             budget.elsewhere = sum((calls.total() for calls in used), 0)
             if not budget.most:
                 budget.most = max((entry.most for entry in self._others.values()), default=0)
+            budget.processes = 1 + sum(entry.lives(record.timestamp) for entry in self._others.values())
             held = sum(entry.held(record.timestamp) for entry in self._others.values())
             left.append(int(budget.share * budget.most) - budget.elsewhere - held - budget.own().total() if budget.most else None)
 

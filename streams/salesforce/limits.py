@@ -28,13 +28,15 @@ STALE = 900.0
 DAILY_SECONDS, CONCURRENT_SECONDS = 900.0, 120.0
 
 AT_ONCE = 5
-"""Calls of a process under way at a time. An org allows 25 that take long (developer editions 5)."""
+"""Calls of a process under way at a time, at most."""
 CEILINGS: Mapping[str, float] = {
     "verify": 0.5, "snapshot": 0.7, "count": 0.7, "poll": 0.85, "rights": 0.85, "canary": 0.85, "repair": 0.95, "fetch": 0.95,
 }  # fmt: skip
 """A purpose steps back when this fraction is used. What is not named (describe, limits: a person waits for it) may use all."""
 CAN_WAIT = frozenset({"verify", "snapshot", "count"})
 """These step back already for a forecast."""
+PATIENCE = 30.0
+"""So many seconds, times what its ceiling leaves of 1, a purpose lets others pass where calls wait for each other."""
 HEADER = re.compile(r"(?:^|;)\s*api-usage=([0-9]{1,12})/([0-9]{1,12})(?![0-9])")
 DAILY_CALLS, DAILY_EVENTS = "DailyApiRequests", "DailyDeliveredPlatformEvents"
 NAMES = (
@@ -91,9 +93,14 @@ def refused_for_a_limit(code: str, message: str) -> LimitReachedError | None:
     if code != "REQUEST_LIMIT_EXCEEDED":
         return None
     concurrent = "concurrent" in message.lower()
-    which = "too many long calls at a time" if concurrent else "the calls of the day are used up"
+    which = "too many long calls at a time (`at_once` of the connection)" if concurrent else "the calls of the day are used up"
     said = f"Salesforce answered 403 {code}: {which}; waiting for the org's request limit"
     return LimitReachedError(said, retry_after=CONCURRENT_SECONDS if concurrent else DAILY_SECONDS)
+
+
+def patience(purpose: str) -> float:
+    """Seconds for which a call of that purpose lets others pass: live repair before snapshot before verify."""
+    return PATIENCE * (1 - CEILINGS.get(purpose, 1.0))
 
 
 _BEGUN = time.time() - time.monotonic()
@@ -111,6 +118,9 @@ class Budget:
     share      fraction of the org's daily calls that may be ours, of all processes together
     elsewhere  calls of the rolling day made by the other processes
     leased     calls that may be made before leases.py asks for more; None: nobody shares with us
+    at_once    calls that may be under way at a time, of all processes together
+    processes  that have or had calls a moment ago, this one among them
+    under_way  calls admitted whose reply is not there
     name       whose calls these are, for the others
     """
 
@@ -120,12 +130,14 @@ class Budget:
     most: int = 0
     elsewhere: int = 0
     leased: int | None = None
+    at_once: int = 25
+    processes: int = 1
+    under_way: int = 0
     name: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     limits: dict[str, Limit] = field(default_factory=dict)
     _own: deque[tuple[float, Counter[str]]] = field(default_factory=deque)
     _total: int = 0
     _seen: deque[tuple[float, int]] = field(default_factory=deque)
-    _flying: int = 0
     _blocked: float = 0.0
     _refused: bool = False
     _probed: float = -STALE
@@ -133,7 +145,7 @@ class Budget:
     def admit(self, purpose: str) -> None:
         """Count a call that is made now; `heard` follows. Raises LimitReachedError with the seconds to wait, and counts nothing."""
         now = self.clock()
-        if now < self._blocked or (self._refused and self._flying):  # after a refusal one asks, not all
+        if now < self._blocked or (self._refused and self.under_way):  # after a refusal one asks, not all
             wait = max(self._blocked - now, 1.0)
             raise LimitReachedError(
                 f"{self.connection}: Salesforce refuses calls for a limit; the next one in {wait:.0f} s", retry_after=wait
@@ -151,16 +163,21 @@ class Budget:
                 raise self._held(purpose, "our share of the day's calls is used, or leased to other processes", CONCURRENT_SECONDS / 2)
             self.leased -= 1
         self._count(purpose, now)
-        self._flying += 1
+        self.under_way += 1
 
     def heard(self, header: str | None, *, ok: bool) -> None:
         """After each call that was admitted: what its reply said of the day's calls, and whether it was answered."""
-        self._flying -= 1
+        self.under_way -= 1
         if ok:
             self._refused = False
         if (found := parse_header(header)) is not None:
             used, self.most = found
             self._keep(used)
+
+    @property
+    def slots(self) -> int:
+        """Calls that this process may have under way: its part, and at least one, whatever that makes together."""
+        return max(1, min(AT_ONCE, self.at_once // self.processes))
 
     def told(self, body: Any) -> None:
         """What `/limits` said. It may be minutes behind, so a figure that a reply's header brought stands."""
@@ -254,7 +271,7 @@ class Budget:
 
     def _used(self, now: float) -> int:
         recent = [used for at, used in self._seen if at >= now - RECENT]
-        return max(recent, default=self._seen[-1][1]) + self._flying
+        return max(recent, default=self._seen[-1][1]) + self.under_way
 
 
 def _step(fraction: float) -> Step:

@@ -286,9 +286,7 @@ class Rest:
         """One call, if nobody paused the connection and the limits guard lets it through."""
         if purpose in CEILINGS and (why := self.held()):
             raise LimitReachedError(why, retry_after=HELD_SECONDS)
-        async with self._login.slots:
-            if self._settings is not None:
-                await self._login.leases(self._settings).room()
+        async with self._login.slot(purpose, self._settings):
             return await self._guarded(token, purpose, call)
 
     async def _guarded(self, token: Token, purpose: str, call: Callable[[Token], tuple[T, str | None]]) -> T:

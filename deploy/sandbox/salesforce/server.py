@@ -52,7 +52,7 @@ class Sandbox:
         self.bulk = Bulk(self.org, self.gate, seed)
         self.control = Control(self.org, self.oauth, self.cometd)
         desk = Desk(self.org, self.oauth, self.cometd)
-        app = web.Application(middlewares=[serve.control_guard, self._faults], client_max_size=64 * 2**20)
+        app = web.Application(middlewares=[serve.control_guard, self._under_way, self._faults], client_max_size=64 * 2**20)
         app.add_routes([web.post("/cometd", self.cometd.handle), web.post("/cometd/{version:.*}", self.cometd.handle)])
         app.add_routes([web.post("/services/oauth2/token", self.oauth.token), web.post("/services/oauth2/revoke", self.oauth.revoke)])
         app.add_routes(
@@ -86,6 +86,19 @@ class Sandbox:
 
     def banner(self) -> str:
         return f"sandbox Salesforce at {self.url}  client_id={CLIENT_ID}  client_secret={CLIENT_SECRET}  username={USERNAME}"
+
+    @web.middleware
+    async def _under_way(self, request: web.Request, handler: serve.Handler) -> web.StreamResponse:
+        """Counts how many calls of REST and Bulk there were at a time, at most."""
+        if not request.path.startswith("/services/data/"):
+            return await handler(request)
+        counts = self.org.counts
+        counts["rest under way"] += 1
+        counts["most rest under way"] = max(counts["most rest under way"], counts["rest under way"])
+        try:
+            return await handler(request)
+        finally:
+            counts["rest under way"] -= 1
 
     @web.middleware
     async def _faults(self, request: web.Request, handler: serve.Handler) -> web.StreamResponse:
