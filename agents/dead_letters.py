@@ -76,8 +76,7 @@ async def redrive(settings: Settings, flow: Flow, what: str) -> Redriven:
     known = {topic.name for topic in topics.all(flow, settings)}
     sent: list[str] = []
     left: dict[str, str] = {}
-    publisher = Publisher(settings)
-    try:
+    async with Publisher(settings) as publisher:
         letters.sort(key=lambda letter: (letter.topic, letter.partition, letter.offset))
         for start in range(0, len(letters), CHUNK):
             outputs: dict[str, Output] = {}
@@ -97,8 +96,6 @@ async def redrive(settings: Settings, flow: Flow, what: str) -> Redriven:
             await publisher.send(list(outputs.values()))
             await publisher.send([Output(topics.dead_letters, id.encode(), None, [(MARK, run.encode())]) for id in outputs])
             sent += outputs
-    finally:
-        await publisher.stop()
     return Redriven(run, sent, left)
 
 

@@ -21,7 +21,7 @@ from models.flow import Flow, Route, Salesforce
 from models.scrub import scrub
 from models.settings import Settings
 from streams.map_versions import OrgFields
-from streams.publish import Publisher
+from streams.publish import send
 from streams.salesforce.auth import Login
 from streams.salesforce.columns import types_of
 from streams.salesforce.described import forget
@@ -194,10 +194,8 @@ class FieldWatch:
                 log.warning("new fields are not filled in", alert=True, source=run.source, run=run.run, reason=scrub(str(error)),
                             do=f"headrace snapshot {run.source} --fields {run.only}")  # fmt: skip
             return
-        topics, publisher, others = Topics(self._settings.installation), Publisher(self._settings), filling(run.source, left)
-        try:  # some of them are gone again
-            await retried(lambda: publisher.send([one.output(topics) for one in (run.stopped(), *others)]), WHAT)
-        finally:
-            await publisher.stop()
+        others = filling(run.source, left)  # some of them are gone again
+        outputs = [one.output(Topics(self._settings.installation)) for one in (run.stopped(), *others)]
+        await retried(lambda: send(self._settings, outputs), WHAT)
         for other in others:
             await self._fill(other, rest)

@@ -41,7 +41,6 @@ async def verify_source(
     Raises SettingsError, PermanentError, TemporaryError, PausedError, FatalError: then nothing new is claimed.
     """
     routes = await _going_on(settings, routes)
-    publisher = Publisher(settings)
     before = await patiently(partial(read_verified, settings))
     fresh = [Verified(name, source, flow.routes[name].to, "running", int(time.time() * 1000)) for name in routes]
     kept = [replace(one, through=last.through) if (last := before.get((one.route, source))) else one for one in fresh]
@@ -51,7 +50,7 @@ async def verify_source(
     async def keep(what: Sequence[Verified]) -> None:
         await patiently(partial(publisher.send, [one.output(Topics(settings.installation)) for one in what]))
 
-    try:
+    async with Publisher(settings) as publisher:
         await keep(kept)
         try:
             found, by_route = await _compare(settings, flow, source, routes, repair, since, show, rest)
@@ -60,8 +59,6 @@ async def verify_source(
             raise
         await keep([_kept(one, found, next(r for r in by_route if r.route == one.route), repair) for one in kept])
         return found, by_route
-    finally:
-        await publisher.stop()
 
 
 async def _going_on(settings: Settings, routes: Sequence[str]) -> list[str]:

@@ -129,16 +129,14 @@ class RouteCheck:
 
     async def repair(self) -> None:
         """Emit again, or release, what differs; an incident names it."""
-        publisher, differences = Publisher(self._settings), self.found.differences
-        try:
+        differences = self.found.differences
+        async with Publisher(self._settings) as publisher:
             for start in range(0, len(differences), SENT):
                 some = differences[start : start + SENT]
                 incident = self._incident(some, start // SENT)
                 await patiently(partial(publisher.send, [*(self._output(one.id) for one in some), incident.output(self._topics)]))
                 counted(incident)
                 self.found.repaired += len(some)
-        finally:
-            await publisher.stop()
 
     def _incident(self, some: Sequence[Difference], number: int) -> Incident:
         """It names records, not keys, which may be addresses of people."""

@@ -60,15 +60,11 @@ async def accept(settings: Settings, flow: Flow, letters: Sequence[DeadLetter], 
 
     Raises SettingsError (a receiver runs and must not), TemporaryError (Kafka away).
     """
-    publisher = TransactionalPublisher(settings, f"{settings.installation}.{by}")
     try:
-        async with _reader(settings) as reader:
-            await publisher.start()
+        async with _reader(settings) as reader, TransactionalPublisher(settings, f"{settings.installation}.{by}") as publisher:
             return [await _accept(settings, flow, publisher, reader, letter) for letter in letters]
     except KafkaError as error:
         raise TemporaryError(f"Kafka at {settings.kafka} did not answer ({type(error).__name__}); try again") from None
-    finally:
-        await publisher.stop()
 
 
 async def accept_removed(settings: Settings, flow: Flow, sources: Sequence[str]) -> list[Accepted]:

@@ -140,20 +140,17 @@ async def publish(settings: Settings, choose: Choose, *, above: int = 0, beside:
     """
     topics = Topics(settings.installation)
     for attempt in range(ATTEMPTS):
-        publisher = TransactionalPublisher(settings, f"{settings.installation}.maps")
         try:
-            await publisher.start()
-            known = await read_versions(settings)
-            fresh = list(_next(known, choose(known), above))
-            if not fresh:
-                return known
-            await publisher.send([*(version.output(topics) for version in fresh), *beside(known, fresh)])
-            return await read_versions(settings)
+            async with TransactionalPublisher(settings, f"{settings.installation}.maps") as publisher:
+                known = await read_versions(settings)
+                fresh = list(_next(known, choose(known), above))
+                if not fresh:
+                    return known
+                await publisher.send([*(version.output(topics) for version in fresh), *beside(known, fresh)])
+                return await read_versions(settings)
         except FatalError:  # another one publishes, or it is not known whether ours is there: what stands there tells
             if attempt == ATTEMPTS - 1:
                 raise
-        finally:
-            await publisher.stop()
         await asyncio.sleep(random.uniform(0.05, 0.5))
     raise FatalError("unreachable")
 

@@ -20,7 +20,7 @@ from streams import metrics
 from streams.consume import read_last
 from streams.engine.stage import Output
 from streams.follow import Followed
-from streams.publish import Publisher
+from streams.publish import send
 from streams.topics import Topics
 
 log = structlog.get_logger()
@@ -110,11 +110,7 @@ async def pause(settings: Settings, what: What, name: str, because: str) -> Paus
     before = (await read_pauses(settings)).get(f"{what}/{name}")
     before = before or Pause(what, name, int(time.time() * 1000))
     found = replace(before, because=because or before.because)
-    publisher = Publisher(settings)
-    try:
-        await publisher.send([found.output(Topics(settings.installation))])
-    finally:
-        await publisher.stop()
+    await send(settings, [found.output(Topics(settings.installation))])
     return found
 
 

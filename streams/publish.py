@@ -5,7 +5,7 @@ everything, or raises.
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Self
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError
@@ -109,6 +109,13 @@ class TransactionalPublisher:
         self._lock = asyncio.Lock()
         self._open = False  # a transaction was begun and neither committed nor aborted
         self._broken = ""
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
 
     async def start(self) -> None:
         """Connect and fence the predecessor; its open transaction is aborted when this returns. Raises TemporaryError, FatalError."""
@@ -230,6 +237,12 @@ class Publisher:
         self._producer: AIOKafkaProducer | None = None
         self._starting = asyncio.Lock()
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
     async def send(self, outputs: Sequence[Output]) -> None:
         """Returns when Kafka has all. Raises PermanentError (too large, nothing sent), TemporaryError after about 5 s without Kafka.
 
@@ -276,3 +289,9 @@ class Publisher:
                     raise
                 self._producer = producer
             return self._producer
+
+
+async def send(settings: Settings, outputs: Sequence[Output]) -> None:
+    """Send these and be done. Raises what `Publisher.send` raises."""
+    async with Publisher(settings) as publisher:
+        await publisher.send(outputs)

@@ -128,17 +128,14 @@ async def run_refill(settings: Settings, flow: Flow, route: str, *, progress: Ca
     if all(is_event(source) for source in flow.routes[route].sources):
         raise SettingsError(f"route {route} reads platform events, of which nothing is kept: `headrace replay {route}` sends them again")
     topics = Topics(settings.installation)
-    publisher = TransactionalPublisher(settings, f"{settings.installation}.refill.{route}")
-    try:
-        await publisher.start()  # of two commands that begin at once one is fenced
+    async with TransactionalPublisher(settings, f"{settings.installation}.refill.{route}") as publisher:
+        # Of two commands that begin at once one is fenced by now.
         open_ = [one for one in refills_of(await read_all(settings, topics.runs)).values() if one.route == route and not one.done]
         run = open_[0].run if open_ else f"refill-{route}-{uuid.uuid4().hex[:8]}"
         step = Step(route, "" if open_ else run, started=int(time.time() * 1000))
         begun = [step.output(topics, number) for number in range(settings.partitions)]
         told = [step.progress(topics, number) for number in range(settings.partitions)] if not open_ else []
         await publisher.send([*told, *begun])
-    finally:
-        await publisher.stop()
     while True:
         try:
             found = refills_of(await read_all(settings, topics.runs))[run]
@@ -164,9 +161,5 @@ async def lift(settings: Settings, what: What, name: str, refused: Refused | Non
     topics = Topics(settings.installation)
     steps = [Step(name, refused=refused).output(topics, number) for number in range(settings.partitions)] if what == "route" else []
     steps += [refused.output(topics)] if refused else []
-    publisher = TransactionalPublisher(settings, f"{settings.installation}.resume.{what}.{name}")
-    try:
-        await publisher.start()
+    async with TransactionalPublisher(settings, f"{settings.installation}.resume.{what}.{name}") as publisher:
         await publisher.send([Output(topics.pauses, f"{what}/{name}".encode(), None, partition=0), *steps])
-    finally:
-        await publisher.stop()

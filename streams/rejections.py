@@ -12,7 +12,7 @@ from models.learned import HOLD_MS, Learned
 from models.settings import Settings
 from streams.consume import read_last
 from streams.engine.stage import Output
-from streams.publish import Publisher
+from streams.publish import send
 from streams.topics import Topics
 
 
@@ -47,8 +47,4 @@ async def read_learned(settings: Settings, now: int) -> list[Learned]:
 
 async def forget(settings: Settings, learned: Iterable[Learned]) -> None:
     """Try these again at once. Raises TemporaryError."""
-    publisher = Publisher(settings)
-    try:
-        await publisher.send([forgotten(Topics(settings.installation), one) for one in learned])
-    finally:
-        await publisher.stop()
+    await send(settings, [forgotten(Topics(settings.installation), one) for one in learned])

@@ -116,9 +116,8 @@ async def run_replay(
     check_order(begin, until, now)
     await check_topics(settings, topics, wanted)
     run = run_id or await _unfinished(settings, topics, (route, from_, to), fixed) or _new_id(route)
-    publisher = TransactionalPublisher(settings, f"{settings.installation}.replay.{run}")
-    try:
-        await publisher.start()  # whoever worked on this run before can no longer write: its state is final now
+    async with TransactionalPublisher(settings, f"{settings.installation}.replay.{run}") as publisher:
+        # Whoever worked on this run before can no longer write: its state is final now.
         state = (await _stored(settings, topics)).get(run)
         if state is None:
             parts = [
@@ -135,8 +134,6 @@ async def run_replay(
         if not state.done:
             await _copy(settings, topics, state, publisher, progress, stop)
         return state
-    finally:
-        await publisher.stop()
 
 
 async def _copy(

@@ -12,8 +12,6 @@ from typing import Protocol
 from msgspec import Struct
 from msgspec import field as struct_field
 
-from models.envelope import Headers
-
 
 class Abandoned(Exception):  # noqa: N818 - an outcome, not a fault
     """The partition was taken away: its new owner does this chunk. The engine drops the chunk without commit and without ending."""
@@ -46,7 +44,7 @@ class Output(Struct):
     topic: str
     key: bytes | None
     value: bytes | None
-    headers: Headers = struct_field(default_factory=list)
+    headers: Sequence[tuple[str, bytes]] = struct_field(default_factory=list)
     partition: int | None = None
 
 

@@ -16,7 +16,7 @@ from models.errors import FatalError
 from models.settings import Settings
 from streams.consume import read_last
 from streams.engine.stage import Output, Record
-from streams.publish import Publisher
+from streams.publish import send
 from streams.topics import Topics
 
 Way = Literal["rest", "bulk"]
@@ -146,11 +146,7 @@ async def group_runs(settings: Settings, sources: Sequence[str], where: str, via
     left = [run for run in (await snapshot_runs(settings)).values() if run.open and run.asked in asked]
     if left:
         return sorted(left, key=lambda run: sources.index(run.source))
-    publisher, topics = Publisher(settings), Topics(settings.installation)
-    try:
-        await publisher.send([run.output(topics) for run in wanted])
-    finally:
-        await publisher.stop()
+    await send(settings, [run.output(Topics(settings.installation)) for run in wanted])
     return wanted
 
 
@@ -175,9 +171,5 @@ def parse_wish(value: bytes | None) -> Want:
 
 async def ask(settings: Settings, run: str, want: Want) -> None:
     """Ask it of a run; the process that works on it obeys within seconds. Raises TemporaryError."""
-    publisher = Publisher(settings)
-    try:
-        value = orjson.dumps({"kind": "asked", "want": want, "at": int(time.time() * 1000)})
-        await publisher.send([Output(Topics(settings.installation).runs, wish_key(run).encode(), value)])
-    finally:
-        await publisher.stop()
+    value = orjson.dumps({"kind": "asked", "want": want, "at": int(time.time() * 1000)})
+    await send(settings, [Output(Topics(settings.installation).runs, wish_key(run).encode(), value)])

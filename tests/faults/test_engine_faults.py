@@ -109,9 +109,7 @@ async def test_an_error_out_of_a_handler_ends_the_process_with_70_and_commits_no
 
 
 async def test_a_transaction_open_at_a_crash_is_aborted_by_the_takeover_and_not_waited_for(kafka: str, tmp_path: Path) -> None:
-    async with bench(kafka, tmp_path) as b:
-        dead = TransactionalPublisher(b.settings, f"{b.settings.installation}.count.0")
-        await dead.start()
+    async with bench(kafka, tmp_path) as b, TransactionalPublisher(b.settings, f"{b.settings.installation}.count.0") as dead:
         producer = dead._producer
         assert producer is not None
         await producer.begin_transaction()
@@ -124,13 +122,10 @@ async def test_a_transaction_open_at_a_crash_is_aborted_by_the_takeover_and_not_
         assert b"k-of-the-dead" not in await b.changelog()
         with pytest.raises(Exception, match=r"(?i)fenced|newer producer"):
             await producer.commit_transaction()
-        await dead.stop()
 
 
 async def test_a_producer_of_before_the_takeover_cannot_commit_offsets_or_outputs(kafka: str, tmp_path: Path) -> None:
-    async with bench(kafka, tmp_path) as b:
-        zombie = TransactionalPublisher(b.settings, f"{b.settings.installation}.count.1")
-        await zombie.start()
+    async with bench(kafka, tmp_path) as b, TransactionalPublisher(b.settings, f"{b.settings.installation}.count.1") as zombie:
         await b.send(400)
         await b.start()
         await b.arrived(400)
@@ -142,7 +137,6 @@ async def test_a_producer_of_before_the_takeover_cannot_commit_offsets_or_output
             )
         await b.exactly(400)
         assert await b.committed(b.live) == 400
-        await zombie.stop()
 
 
 async def test_a_hanging_handler_does_not_keep_the_worker_out_of_a_rebalance(kafka: str, tmp_path: Path) -> None:

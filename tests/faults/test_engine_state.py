@@ -8,7 +8,7 @@ import pytest
 from streams.consume import read_all
 from streams.engine.stage import Output
 from streams.engine.store import Disk, mark_key
-from streams.publish import Publisher
+from streams.publish import send
 from tests.support.workers import Bench, bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(180)]
@@ -118,9 +118,8 @@ async def test_a_whole_state_folder_that_is_gone_is_made_again(kafka: str, tmp_p
 
 async def test_a_foreign_record_in_a_changelog_keeps_every_worker_off_its_partition_and_says_why(kafka: str, tmp_path: Path) -> None:
     async with bench(kafka, tmp_path, partitions=1) as b:
-        changelog, publisher = f"{b.settings.installation}.records-changelog", Publisher(b.settings)
-        await publisher.send([Output(changelog, mark_key(b.live), b"no number", partition=0)])
-        await publisher.stop()
+        changelog = f"{b.settings.installation}.records-changelog"
+        await send(b.settings, [Output(changelog, mark_key(b.live), b"no number", partition=0)])
         await b.send(100)
         first = await b.start()
         assert await first.code() == 70

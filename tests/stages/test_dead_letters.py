@@ -13,7 +13,7 @@ from models.settings import Settings
 from streams.consume import read_all
 from streams.engine.stage import Output
 from streams.letters import dead_letter_output
-from streams.publish import Publisher
+from streams.publish import send
 from streams.topics import Topics, ensure
 from tests.support.broker import settings_for, topics
 from tests.support.memory import MemoryRecord
@@ -32,12 +32,11 @@ class Desk:
     def __init__(self, settings: Settings) -> None:
         self.settings, self.topics = settings, Topics(settings.installation)
         self.inbound = self.topics.inbound("acme/Contact")
-        self.publisher = Publisher(settings)
 
     async def die(self, offset: int, reason: str, *, value: bytes = b"original", to: str | None = None, partition: int = 0) -> str:
         record = MemoryRecord(self.inbound, offset, b"003", value, [("kind", b"change"), ("reason", b"live")], partition=partition)
         out = dead_letter_output("process", record, PermanentError(reason), topics=self.topics, redrive_to=to or self.inbound)
-        await self.publisher.send([out])
+        await send(self.settings, [out])
         return (out.key or b"").decode()
 
     async def arrived(self) -> list[tuple[bytes | None, bytes | None, dict[str, bytes]]]:
@@ -51,12 +50,11 @@ async def desk(kafka: str, tmp_path: Path) -> AsyncIterator[Desk]:
         await ensure(settings, Topics(settings.installation).all(FLOW, settings))
         found = Desk(settings)
         yield found
-        await found.publisher.stop()
 
 
 async def test_a_letter_goes_once_and_is_closed(desk: Desk) -> None:
     meant, other = await desk.die(1, "no colour"), await desk.die(2, "no shape")
-    await desk.publisher.send([Output(desk.topics.dead_letters, b"strange", b"\xff")])
+    await send(desk.settings, [Output(desk.topics.dead_letters, b"strange", b"\xff")])
     assert len(await list_letters(desk.settings)) == 3
     done = await redrive(desk.settings, FLOW, meant)
     assert (list(done.sent), dict(done.left)) == ([meant], {})
@@ -81,7 +79,7 @@ async def test_a_cause_redrives_all_of_it_and_names_what_must_stay(desk: Desk) -
 
 async def test_an_original_too_large_for_its_letter_is_taken_from_where_it_came(desk: Desk) -> None:
     large = b"x" * 990_000
-    await desk.publisher.send([Output(desk.inbound, b"003", large, [("kind", b"change")], partition=1)])
+    await send(desk.settings, [Output(desk.inbound, b"003", large, [("kind", b"change")], partition=1)])
     there = await desk.die(0, "no colour", value=large, partition=1)
     gone = await desk.die(77, "no shape", value=large, partition=1)
     assert list((await redrive(desk.settings, FLOW, there)).sent) == [there]

@@ -6,7 +6,7 @@ from pathlib import Path
 from agents.elsewhere import Elsewhere
 from streams.engine.stage import Output
 from streams.health import Health
-from streams.publish import Publisher
+from streams.publish import send
 from streams.topics import Topics
 from tests.stages.test_status import FLOW
 from tests.support.broker import settings_for, topics
@@ -18,10 +18,9 @@ async def test_the_routes_of_living_workers_are_heard_and_nothing_else_is_taken_
     settings = settings_for(kafka, tmp_path)
     names = Topics(settings.installation)
     async with topics(settings, [], [names.processes]):
-        publisher, elsewhere = Publisher(settings), Elsewhere(settings)
+        elsewhere = Elsewhere(settings)
         hostile = [b"", b"{", b"[]", b"null", b'{"routes": 3}', b'{"routes": [1, null, {}]}', b'{"routes": ["odd"]}', None]
-        await publisher.send([Output(names.processes, b"p%d" % n, value) for n, value in enumerate(hostile)])
-        await publisher.stop()
+        await send(settings, [Output(names.processes, b"p%d" % n, value) for n, value in enumerate(hostile)])
         assert await elsewhere.routes(0) == {"odd"}
         worker = Health(settings, "worker", flow=FLOW, name="w", beat=0.1)
         receiver = Health(settings, "receive", flow=OTHER, name="r", beat=0.1)

@@ -23,7 +23,7 @@ from streams.engine.loss import Loss, letter, told
 from streams.engine.stage import Output
 from streams.kafka import client_options
 from streams.losses import accept, losses, todo
-from streams.publish import Publisher, TransactionalPublisher
+from streams.publish import TransactionalPublisher, send
 from streams.topics import Topic, Topics, ensure
 from tests.support.flows import CONTACTS, PEOPLE, flow
 from tests.support.workers import Bench, Worker, bench
@@ -204,10 +204,8 @@ async def test_an_offset_that_a_person_set_back_is_read_from_and_is_no_loss(kafk
         first = await b.start()
         await b.arrived(100)
         assert await first.stop() == 0
-        person = TransactionalPublisher(b.settings, f"{b.settings.installation}.person")
-        await person.start()
-        await person.send([], offsets={TopicPartition(b.live, 0): 60}, group=b.settings.installation)
-        await person.stop()
+        async with TransactionalPublisher(b.settings, f"{b.settings.installation}.person") as person:
+            await person.send([], offsets={TopicPartition(b.live, 0): 60}, group=b.settings.installation)
         second = await b.start()
         await b.arrived(140)
         assert await log.waits(second) == {}
@@ -220,9 +218,7 @@ async def test_a_loss_that_is_no_more_is_closed_without_touching_the_offset(kafk
         await b.send(100)
         worker = await b.start()
         await b.arrived(100)
-        publisher = Publisher(b.settings)
-        await publisher.send([letter(Loss(b.live, 0, 30, 40, 100), log.names)])
-        await publisher.stop()
+        await send(b.settings, [letter(Loss(b.live, 0, 30, 40, 100), log.names)])
         before = await b.committed(b.live)
         await log.accepted()
         assert (await b.committed(b.live), await told(b.settings)) == (before, {})
@@ -234,14 +230,14 @@ async def test_a_loss_that_is_no_more_is_closed_without_touching_the_offset(kafk
 
 async def test_while_a_receiver_runs_a_webhooks_new_log_is_not_moved(kafka: str, tmp_path: Path) -> None:
     async with logs(kafka, tmp_path, partitions=1) as log:
-        b, publisher = log.b, Publisher(log.b.settings)
+        b = log.b
 
         async def receiver(at: float) -> None:
             beat = json.dumps({"role": "receive", "at": int(at * 1000)}).encode()
-            await publisher.send([Output(log.names.processes, b"receive@here", beat)])
+            await send(b.settings, [Output(log.names.processes, b"receive@here", beat)])
 
         await b.send(5)
-        await publisher.send([letter(Loss(b.live, 0, 30, 0, 5), log.names)])
+        await send(b.settings, [letter(Loss(b.live, 0, 30, 0, 5), log.names)])
         await receiver(time.time())
         with pytest.raises(SettingsError, match="stop the receivers"):
             await log.accepted()
@@ -250,22 +246,20 @@ async def test_while_a_receiver_runs_a_webhooks_new_log_is_not_moved(kafka: str,
         await log.accepted()
         assert await told(b.settings) == {}
         assert [(r.offset >= 30, r.value is not None) for r in await read_all(b.settings, b.live)] == [(True, True)] * 5
-        await publisher.stop()
 
 
 async def test_an_acceptance_that_was_interrupted_can_be_repeated(kafka: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with logs(kafka, tmp_path, partitions=1) as log:
-        b, publisher = log.b, Publisher(log.b.settings)
+        b = log.b
         await b.send(20)
-        await publisher.send([letter(Loss(b.live, 0, 100, 0, 20), log.names)])
-        await publisher.stop()
-        send, calls = TransactionalPublisher.send, [0]
+        await send(b.settings, [letter(Loss(b.live, 0, 100, 0, 20), log.names)])
+        whole, calls = TransactionalPublisher.send, [0]
 
         async def breaking(self: TransactionalPublisher, *arguments: Any, **options: Any) -> Any:
             calls[0] += 1
             if options.get("offsets"):
                 raise ConnectionError("pulled the plug")
-            return await send(self, *arguments, **options)
+            return await whole(self, *arguments, **options)
 
         monkeypatch.setattr(TransactionalPublisher, "send", breaking)
         with pytest.raises(ConnectionError):
@@ -281,9 +275,8 @@ async def test_an_acceptance_that_was_interrupted_can_be_repeated(kafka: str, tm
 
 async def test_the_command_lists_losses_and_accepts_them(kafka: str, tmp_path: Path) -> None:
     async with logs(kafka, tmp_path, partitions=1) as log:
-        b, publisher = log.b, Publisher(log.b.settings)
-        await publisher.send([letter(Loss(b.live, 0, 0, 0, 0), log.names)])
-        await publisher.stop()
+        b = log.b
+        await send(b.settings, [letter(Loss(b.live, 0, 0, 0, 0), log.names)])
         (tmp_path / "flow.yaml").write_text("""
 connections: {x: {type: webhook, secrets: [s], key: id}}
 targets: {w: {type: postgres, dsn: "postgresql://nowhere/x"}}

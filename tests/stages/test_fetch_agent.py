@@ -15,7 +15,7 @@ from models.envelope import Envelope, Kind, Reason
 from models.record_id import id18
 from models.settings import Settings
 from streams.engine.stage import Chunk, Output
-from streams.publish import Publisher
+from streams.publish import send
 from streams.salesforce.limits import Step
 from streams.salesforce.positions import Position, output
 from streams.salesforce.rest import IDS_PER_CALL
@@ -84,9 +84,7 @@ async def test_a_record_comes_back_as_a_row_with_the_position_before_the_read(be
     )
     assert orjson.loads(row.value or b"")["Id"] == person
     stored = Position(3, 4711, 1, "00D", "x", 1, "new")
-    publisher = Publisher(bench.settings)
-    await publisher.send([output(Topics(bench.settings.installation), "acme", "/data/ChangeEvents", stored)])
-    await publisher.stop()
+    await send(bench.settings, [output(Topics(bench.settings.installation), "acme", "/data/ChangeEvents", stored)])
     [row], _ = await bench.ask({"sobject": "Contact", "id": person})
     assert (envelope(row).began, envelope(row).epoch, envelope(row).channel) == (4711, 3, "/data/ChangeEvents")
 
@@ -276,11 +274,10 @@ async def test_a_bad_request_for_children_is_a_dead_letter(bench: Bench, desk: D
 
 async def test_a_row_of_a_moment_ago_answers_the_events_it_was_read_behind_and_no_other(bench: Bench, desk: Desk) -> None:
     person = await desk.create("Ames")
-    publisher = Publisher(bench.settings)
-    await publisher.send(
-        [output(Topics(bench.settings.installation), "acme", "/data/ChangeEvents", Position(1, 10, 1, "00D", "x", 1, "new"))]
+    await send(
+        bench.settings,
+        [output(Topics(bench.settings.installation), "acme", "/data/ChangeEvents", Position(1, 10, 1, "00D", "x", 1, "new"))],
     )
-    await publisher.stop()
 
     async def read(position: int | None, epoch: int = 1) -> int:
         before = await calls(desk)

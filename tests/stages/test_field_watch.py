@@ -16,7 +16,7 @@ from models.envelope import Envelope, Reason
 from models.flow import Flow, Salesforce
 from models.settings import Settings
 from streams.consume import read_all
-from streams.publish import Publisher
+from streams.publish import send
 from streams.salesforce.auth import Login
 from streams.salesforce.rest import Rest
 from streams.salesforce.runs import Run, snapshot_runs
@@ -45,15 +45,13 @@ async def test_new_fields_are_read_alone_of_all_records_and_of_those_that_are_go
         "routes": {"people": {"from": [SOURCE], "to": "warehouse", "map": "m.yaml", "fields": "all"}},
         "folder": str(tmp_path),
     })  # fmt: skip
-    topics, publisher = Topics(settings.installation), Publisher(settings)
-    maps = await Versions(settings, flow, TARGETS, strict=False).read()
+    topics, maps = Topics(settings.installation), await Versions(settings, flow, TARGETS, strict=False).read()
     watch, config = FieldWatch(settings, flow, "acme", maps), flow.connections["acme"]
     assert isinstance(config, Salesforce)
     await watch.first()
     assert "LeadSource" in maps.columns("warehouse")["m"], "known before the first snapshot"
     begun, left = Run("first", SOURCE, by="first", state="done"), Run("left", SOURCE, by="fields", only="Phone,Gone__c")
-    await publisher.send([begun.output(topics), left.output(topics)])
-    await publisher.stop()
+    await send(settings, [begun.output(topics), left.output(topics)])
     await desk.call("POST", "objects", Contact={"Score__c": "double"}, Lead={"Score__c": "double"})
     rest = Rest("acme", config, Login("acme", config, "."), settings)
 

@@ -17,7 +17,7 @@ from streams.consume import read_all
 from streams.engine.stage import Output
 from streams.kafka import client_options
 from streams.lag import LagWatch
-from streams.publish import Publisher, TransactionalPublisher
+from streams.publish import TransactionalPublisher, send
 from streams.topics import ensure
 from tests.support.broker import settings_for, topics
 from tests.support.certificates import Authority
@@ -113,14 +113,9 @@ async def test_every_client_is_let_in(broker: Secured, tmp_path: Path, way: str)
     settings = settings_for(given.pop("kafka"), tmp_path, partitions=2, **given)
     out = f"{settings.installation}.out"
     async with topics(settings, [out]):  # the admin client
-        plain, whole = Publisher(settings), TransactionalPublisher(settings, f"{settings.installation}.x")
-        try:
-            await whole.start()
-            await plain.send([Output(out, b"k", b"1")])
+        await send(settings, [Output(out, b"k", b"1")])
+        async with TransactionalPublisher(settings, f"{settings.installation}.x") as whole:
             await whole.send([Output(out, b"k", b"2")])
-        finally:
-            await plain.stop()
-            await whole.stop()
         assert [r.value for r in await read_all(settings, out)] == [b"1", b"2"]
         lag = LagWatch(settings, Flow(connections={}, targets={}, routes={}))
         try:

@@ -28,13 +28,12 @@ async def desk() -> AsyncIterator[Desk]:
 
 async def removed(settings: Settings, topic: str, read: int = 5, begin: int = 8) -> TopicPartition:
     """Ten records, of which `read` were read before those below `begin` were removed; told, as a worker does."""
-    part, publisher = TopicPartition(topic, 0), TransactionalPublisher(settings, f"{settings.installation}.test")
-    await publisher.start()
-    await publisher.send([Output(topic, b"003Qx00000Ke4RtIAJ", b"{}", [], 0)] * 10, offsets={part: read}, group=settings.installation)
-    async with admin(settings) as broker:
-        await broker.delete_records({part: RecordsToDelete(before_offset=begin)})
-    await publisher.send([letter(Loss(topic, 0, read, begin, 10), Topics(settings.installation))])
-    await publisher.stop()
+    part = TopicPartition(topic, 0)
+    async with TransactionalPublisher(settings, f"{settings.installation}.test") as publisher:
+        await publisher.send([Output(topic, b"003Qx00000Ke4RtIAJ", b"{}", [], 0)] * 10, offsets={part: read}, group=settings.installation)
+        async with admin(settings) as broker:
+            await broker.delete_records({part: RecordsToDelete(before_offset=begin)})
+        await publisher.send([letter(Loss(topic, 0, read, begin, 10), Topics(settings.installation))])
     return part
 
 

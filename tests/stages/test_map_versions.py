@@ -12,7 +12,7 @@ from models.flow import Flow
 from models.settings import Settings
 from streams.consume import read_all
 from streams.map_versions import MapText, OrgFields, publish, read_versions
-from streams.publish import Publisher
+from streams.publish import send
 from streams.salesforce.runs import Run, snapshot_runs
 from streams.topics import Topics
 from tests.support.broker import settings_for, topics
@@ -130,9 +130,7 @@ async def test_a_new_field_of_the_org_is_one_version_and_one_run_whoever_sees_it
 
     assert await look("Score__c") == [], "the first snapshot, which is still to come, has it"
     assert one.columns("warehouse")["m"] == {"mail": "text", "Score__c": "number"}
-    publisher = Publisher(desk.settings)
-    await publisher.send([Run("first", "acme/Contact", state="done").output(Topics(desk.settings.installation))])
-    await publisher.stop()
+    await send(desk.settings, [Run("first", "acme/Contact", state="done").output(Topics(desk.settings.installation))])
     assert await look("Score__c", "Size__c") == await look("Score__c", "Size__c") == ["Size__c"]
     assert (one.version("people"), two.version("people"), one.version("leads")) == (3, 3, 1)
     desk.edit("one", SECOND)

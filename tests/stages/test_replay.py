@@ -22,7 +22,7 @@ from streams.consume import read_all
 from streams.engine.stage import Output, Record
 from streams.held import offsets
 from streams.kafka import client_options
-from streams.publish import Publisher
+from streams.publish import send
 from streams.replay import Replay, run_replay
 from streams.topics import Topics, ensure
 from tests.support.broker import settings_for, topics
@@ -49,12 +49,12 @@ class Desk:
     """An installation with topics."""
 
     def __init__(self, settings: Settings) -> None:
-        self.settings, self.topics, self.publisher = settings, Topics(settings.installation), Publisher(settings)
+        self.settings, self.topics = settings, Topics(settings.installation)
 
     async def put(self, source: str, envelope: Envelope, values: list[bytes], *, bulk: bool = False) -> None:
         """Records of an in-topic; the key is the value's."""
         topic = self.topics.inbound(source, bulk=bulk)
-        await self.publisher.send([Output(topic, value, value, envelope.headers()) for value in values])
+        await send(self.settings, [Output(topic, value, value, envelope.headers()) for value in values])
 
     async def replay(self, from_: str = "-1h", to: str = "now", *, route: str = "contacts", **more: object) -> Replay:
         """Run to its end."""
@@ -87,7 +87,6 @@ async def desk(kafka: str, tmp_path: Path) -> AsyncIterator[Desk]:
             there = set(await admin.list_topics())
         await admin.close()
         yield desk
-        await desk.publisher.stop()
 
 
 def values(count: int) -> list[bytes]:
@@ -131,7 +130,7 @@ async def test_what_came_by_replay_or_redrive_is_left_out_and_a_second_replay_do
 
 async def test_records_that_are_not_ours_are_counted_and_stop_nothing(desk: Desk) -> None:
     topic = desk.topics.inbound("acme/Contact")
-    await desk.publisher.send([Output(topic, b"a", b"no headers"), Output(topic, b"b", None, [("kind", b"\xff")])])
+    await send(desk.settings, [Output(topic, b"a", b"no headers"), Output(topic, b"b", None, [("kind", b"\xff")])])
     await desk.put("acme/Contact", CHANGE, [b"good"])
     state = await desk.replay()
     assert (state.sent, state.left_out, state.done) == (1, 2, True)

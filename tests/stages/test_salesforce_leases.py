@@ -12,7 +12,7 @@ from models.errors import TemporaryError
 from models.flow import Salesforce
 from models.settings import Settings
 from streams.consume import read_all
-from streams.publish import Publisher
+from streams.publish import send
 from streams.salesforce import leases
 from streams.salesforce.auth import Login
 from streams.salesforce.leases import Leases, read_leases
@@ -186,13 +186,12 @@ async def test_an_org_has_no_more_calls_under_way_than_it_allows_all_processes(
 
 @pytest.mark.parametrize("value", [b"", b"{", b"[]", b'{"used": 1}', b'{"used": {"x": 1}, "lease": 0, "most": 0}', b'{"lease": -5}'])
 async def test_what_is_damaged_there_says_nothing(settings: Settings, made: list[Process], value: bytes) -> None:
-    publisher, process = Publisher(settings), Process(settings)
+    process = Process(settings)
     made.append(process)
     from streams.engine.stage import Output
 
     part = process.leases._part.partition
-    await publisher.send([Output(Topics(settings.installation).limits, b"acme|broken", value, partition=part)])
-    await publisher.stop()
+    await send(settings, [Output(Topics(settings.installation).limits, b"acme|broken", value, partition=part)])
     assert await process.call()
 
 

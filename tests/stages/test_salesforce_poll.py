@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from models.settings import Settings
-from streams.publish import Publisher
+from streams.publish import send
 from streams.salesforce import poll
 from streams.salesforce.cursors import Cursor, read_cursors
 from streams.salesforce.positions import read_positions
@@ -140,9 +140,8 @@ async def test_a_cursor_older_than_the_recycle_bin_begins_with_a_full_reading(
 ) -> None:
     gone = next(iter(await kept(desk)))
     await desk.delete(gone)
-    publisher, here = Publisher(settings), (await desk.state())["orgId"][:15]
-    await publisher.send([Cursor("acme/Contact", int(time.time()) - days * 86_400, org=here).output(Topics(settings.installation))])
-    await publisher.stop()
+    old = Cursor("acme/Contact", int(time.time()) - days * 86_400, org=(await desk.state())["orgId"][:15])
+    await send(settings, [old.output(Topics(settings.installation))])
     async with subscribed(settings, polling(desk), snapshot=True) as task:
         made = await desk.create("New")
         await until(lambda: come(settings), lambda rows: made in rows, task=task)

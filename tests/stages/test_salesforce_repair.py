@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from models.settings import Settings
-from streams.publish import Publisher
+from streams.publish import send
 from streams.salesforce.incidents import Incident, read_incidents
 from streams.salesforce.runs import Run
 from streams.topics import Topics
@@ -65,11 +65,9 @@ async def test_a_subscriber_that_was_killed_before_the_repair_repairs_at_its_nex
         await connected(desk, task)
         there = await desk.create("There")
         await until(lambda: arrived(settings, "Contact"), lambda found: len(found) == 1, task=task)
-    publisher, topics = Publisher(settings), Topics(settings.installation)
     opened = [Incident(f"gap {n}", "acme/Contact", "gap", "made up", (there,), opened=n) for n in range(3)]
     opened.append(Incident("other org", "other/Contact", "gap", "made up", (there,)))
-    await publisher.send([incident.output(topics) for incident in opened])
-    await publisher.stop()
+    await send(settings, [incident.output(Topics(settings.installation)) for incident in opened])
     async with subscribed(settings, flow, start_from=None) as task:
         closed = await repaired(settings, 3, task)
     assert [i.calls for i in closed] == [1, 1, 1], "all in one call"
@@ -77,10 +75,9 @@ async def test_a_subscriber_that_was_killed_before_the_repair_repairs_at_its_nex
 
 
 async def test_what_cannot_be_read_again_is_a_failed_incident_and_the_others_are_repaired(settings: Settings, desk: Desk) -> None:
-    publisher, topics = Publisher(settings), Topics(settings.installation)
-    await publisher.send([Incident("bad", "acme/Contact", "gap", "made up", ("003'; DROP",), opened=1).output(topics)])
-    await publisher.send([Incident("good", "acme/Contact", "overflow", "made up", opened=2).output(topics)])
-    await publisher.stop()
+    bad = Incident("bad", "acme/Contact", "gap", "made up", ("003'; DROP",), opened=1)
+    good = Incident("good", "acme/Contact", "overflow", "made up", opened=2)
+    await send(settings, [one.output(Topics(settings.installation)) for one in (bad, good)])
     async with subscribed(settings, flow_for(desk.url)) as task:
         await connected(desk, task)
         found = await until(lambda: read_incidents(settings), lambda r: all(i.state != "open" for i in r.values()), task=task)
@@ -94,9 +91,7 @@ async def test_no_clock_decides_what_a_run_answers_for(settings: Settings, desk:
     begun = Incident("begun", "acme/Account", "overflow", "made up", opened=now - 2 * day)
     behind = Incident("behind", "acme/Account", "overflow", "made up", opened=now - day)
     run = Run(run=f"repair-begun-{begun.opened}", source="acme/Account", state="running", by="repair", last="001", started=now)
-    publisher, topics = Publisher(settings), Topics(settings.installation)
-    await publisher.send([*(i.output(topics) for i in (ahead, begun, behind)), run.output(topics)])
-    await publisher.stop()
+    await send(settings, [one.output(Topics(settings.installation)) for one in (ahead, begun, behind, run)])
     async with subscribed(settings, flow_for(desk.url)) as task:
         closed = {i.id: i for i in await repaired(settings, 3, task)}
     assert f"run {run.run} " in closed["begun"].proof

@@ -11,7 +11,7 @@ from models.errors import SettingsError
 from models.flow import Flow, Salesforce
 from models.settings import Settings
 from streams.consume import read_all
-from streams.publish import Publisher
+from streams.publish import send
 from streams.salesforce.auth import Login
 from streams.salesforce.incidents import Incident, read_incidents
 from streams.salesforce.positions import read_positions
@@ -173,9 +173,7 @@ async def test_an_incident_opened_by_another_process_is_repaired_without_a_resta
     monkeypatch.setattr("streams.salesforce.repair.LOOK_SECONDS", 0.2)
     async with subscribed(settings, flow_for(desk.url)) as task:
         await connected(desk, task)
-        publisher = Publisher(settings)
-        await publisher.send([Incident("x", "acme/Contact", "log lost", "made up", opened=1).output(Topics(settings.installation))])
-        await publisher.stop()
+        await send(settings, [Incident("x", "acme/Contact", "log lost", "made up", opened=1).output(Topics(settings.installation))])
         [closed] = await repaired(settings, 1, task)
     assert closed.rows == len({orjson.loads(r.value or b"")["Id"] for r in await read_all(settings, _bulk(settings))})
 

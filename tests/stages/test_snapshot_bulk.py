@@ -12,7 +12,7 @@ import pytest
 from models.errors import PermanentError, SettingsError
 from models.flow import Salesforce
 from models.settings import Settings
-from streams.publish import Publisher
+from streams.publish import send
 from streams.salesforce import bulk, snapshot
 from streams.salesforce import jobs as jobs_module
 from streams.salesforce.auth import Login
@@ -73,9 +73,7 @@ async def read(settings: Settings, desk: Desk, **how: Any) -> Any:
 async def test_of_so_many_records_a_job_gives_the_rows_of_rest_with_where_the_channel_stood_when_it_was_made(
     settings: Settings, desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publisher = Publisher(settings)
-    await publisher.send([output(Topics(settings.installation), "acme", "/data/ChangeEvents", Position(2, 4711, 9, "o", "i", 1, "new"))])
-    await publisher.stop()
+    await send(settings, [output(Topics(settings.installation), "acme", "/data/ChangeEvents", Position(2, 4711, 9, "o", "i", 1, "new"))])
     await desk.create('"quoted", and\r\ntwo lines', "Contact")
     monkeypatch.setattr(snapshot, "BULK_FROM", len(await contacts(desk)))
     by_job = await read(settings, desk, via=None)
@@ -137,9 +135,7 @@ async def test_a_job_whose_maker_died_before_its_id_was_kept_is_found_and_delete
 @pytest.mark.parametrize("loss", ["bulk-locator", "bulk-failed", "deleted"])
 async def test_a_job_that_is_lost_is_made_anew_with_a_later_began(settings: Settings, desk: Desk, loss: str) -> None:
     async def stand(at: int) -> None:
-        publisher = Publisher(settings)
-        await publisher.send([output(Topics(settings.installation), "acme", "/data/ChangeEvents", Position(1, at, 9, "o", "i", 1, "new"))])
-        await publisher.stop()
+        await send(settings, [output(Topics(settings.installation), "acme", "/data/ChangeEvents", Position(1, at, 9, "o", "i", 1, "new"))])
 
     await stand(100)
     if loss == "deleted":

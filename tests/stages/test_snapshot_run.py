@@ -11,7 +11,7 @@ import pytest
 from models.envelope import Kind, Reason
 from models.errors import PermanentError, SettingsError
 from models.settings import Settings
-from streams.publish import Publisher
+from streams.publish import send
 from streams.salesforce import limits
 from streams.salesforce.positions import Position, output
 from streams.salesforce.runs import snapshot_runs
@@ -40,9 +40,7 @@ async def rows(settings: Settings) -> Counter[str]:
 
 
 async def test_every_live_record_is_in_the_bulk_lane_once_with_where_the_channel_stood(settings: Settings, desk: Desk) -> None:
-    publisher = Publisher(settings)
-    await publisher.send([output(Topics(settings.installation), "acme", "/data/ChangeEvents", Position(2, 4711, 9, "o", "i", 1, "new"))])
-    await publisher.stop()
+    await send(settings, [output(Topics(settings.installation), "acme", "/data/ChangeEvents", Position(2, 4711, 9, "o", "i", 1, "new"))])
     seen: list[tuple[int, int]] = []
     run = await run_snapshot(
         settings, flow_for(desk.url), "acme/Contact", FIELDS["acme/Contact"], progress=lambda r: seen.append((r.rows, r.total))

@@ -13,7 +13,7 @@ import pytest
 from models.errors import FatalError, SettingsError
 from models.settings import Settings
 from streams.engine.stage import Output
-from streams.publish import Publisher
+from streams.publish import send
 from streams.salesforce import brake, bulk, keeper
 from streams.salesforce import jobs as jobs_module
 from streams.salesforce.keeper import others
@@ -142,9 +142,7 @@ async def test_a_run_that_the_limits_guard_lets_wait_is_paused_and_stopped_as_an
 
 
 async def test_a_run_of_a_dead_process_is_stopped_though_salesforce_is_away(settings: Settings, desk: Desk) -> None:
-    publisher = Publisher(settings)
-    await publisher.send([Run("r", SOURCE, state="running", rows=10).output(Topics(settings.installation))])
-    await publisher.stop()
+    await send(settings, [Run("r", SOURCE, state="running", rows=10).output(Topics(settings.installation))])
     await desk.fault("token-endpoint-down", times=0)
     await ask(settings, "r", "stop")
     assert (await reading(settings, desk, run_id="r")).state == "stopped"
@@ -165,21 +163,19 @@ async def test_a_second_start_while_one_runs_is_refused_and_leaves_the_first_alo
 
 async def test_whose_process_is_gone_or_says_nothing_any_more_is_nobodys(settings: Settings) -> None:
     topics = Topics(settings.installation)
-    publisher = Publisher(settings)
     for owner, expected in ((f"{socket.gethostname()}:999999999", False), ("elsewhere:1", False), ("", False)):
         run = Run("r", SOURCE, state="running", owner=owner)
-        await publisher.send([run.output(topics)])
+        await send(settings, [run.output(topics)])
         assert await others(settings, (await snapshot_runs(settings))["r"]) is expected
     looking = asyncio.create_task(others(settings, (await snapshot_runs(settings))["r"]))
     assert not await looking
     run = Run("r", SOURCE, state="running", owner="elsewhere:1")
-    await publisher.send([run.output(topics)])
+    await send(settings, [run.output(topics)])
     known = (await snapshot_runs(settings))["r"]
     looking = asyncio.create_task(others(settings, known))
     await asyncio.sleep(0.05)
-    await publisher.send([run.output(topics)])  # it beats
+    await send(settings, [run.output(topics)])  # it beats
     assert await looking
-    await publisher.stop()
 
 
 async def test_a_run_holds_while_what_it_feeds_is_behind_and_goes_on_below(
@@ -214,11 +210,10 @@ async def test_several_sources_are_one_command_that_goes_on_with_what_is_left(se
     planned = await group_runs(settings, both, "", "")
     assert [run.source for run in planned] == both
     assert [run.run for run in await group_runs(settings, both, "", "")] == [run.run for run in planned]
-    publisher = Publisher(settings)
-    await publisher.send([Run(planned[0].run, both[0], state="done", group=planned[0].group).output(Topics(settings.installation))])
+    done = Run(planned[0].run, both[0], state="done", group=planned[0].group)
+    await send(settings, [done.output(Topics(settings.installation))])
     assert [run.run for run in await group_runs(settings, both, "", "")] == [planned[1].run]
     assert not {run.run for run in await group_runs(settings, both, "Id != null", "")} & {run.run for run in planned}
-    await publisher.stop()
 
 
 async def test_the_first_start_reads_parents_before_children(settings: Settings, desk: Desk) -> None:
@@ -254,8 +249,6 @@ def test_a_damaged_run_is_said_and_a_damaged_wish_is_none(value: bytes) -> None:
 
 
 async def test_a_record_of_another_kind_in_the_topic_of_runs_is_left_alone(settings: Settings) -> None:
-    publisher = Publisher(settings)
-    await publisher.send([Output(Topics(settings.installation).runs, b"x", b'{"kind": "replay"}')])
+    await send(settings, [Output(Topics(settings.installation).runs, b"x", b'{"kind": "replay"}')])
     await ask(settings, "x", "stop")
     assert await snapshot_runs(settings) == {}
-    await publisher.stop()

@@ -16,7 +16,7 @@ from models.settings import Settings
 from streams import metrics
 from streams.engine.stage import Output
 from streams.health import Health
-from streams.publish import Publisher
+from streams.publish import send
 from streams.salesforce.leases import Leases
 from streams.salesforce.limits import Budget
 from streams.scrape import parse, quantile
@@ -71,7 +71,7 @@ async def test_tells_processes_lag_positions_and_dead_letters(kafka: str, tmp_pa
     names = Topics(settings.installation)
     async with topics(settings, []):
         await ensure(settings, names.all(FLOW, settings))
-        publisher, health = Publisher(settings), Health(settings, "worker", restarts=2)
+        health = Health(settings, "worker", restarts=2)
         now = int(time.time())
         position = {"epoch": 3, "position": 42, "second": now - 3600, "org": "00D", "instance": "x", "started": 1, "from": "new", "at": 1}
         letters = [
@@ -80,7 +80,8 @@ async def test_tells_processes_lag_positions_and_dead_letters(kafka: str, tmp_pa
             for n in (1, 2, 2)
         ]  # fmt: skip
         old = {"role": "receive", "host": "h", "pid": 7, "metrics": "http://127.0.0.1:1/metrics", "started": 5, "restarts": 0}
-        await publisher.send(
+        await send(
+            settings,
             [
                 Output(names.inbound("acme/Contact"), b"003", b"{}"),
                 Output(names.inbound("acme/Contact"), b"004", b"{}"),
@@ -98,7 +99,7 @@ async def test_tells_processes_lag_positions_and_dead_letters(kafka: str, tmp_pa
                 Output(names.processes, b"junk", b"[1]"),
                 Verified("all", "acme/Contact", "warehouse", "verified", now * 1000, now - 7200, 10, 3, 3, 5).output(names),
                 Output(names.runs, b"other", b'{"kind": "snapshot", "run": "other", "source": "acme/Contact"}'),
-            ]
+            ],
         )
         metrics.PROCESSED.labels("acme", "Contact", "changed").inc(5)
         metrics.SUBSCRIBED.labels("acme", CHANNEL).set(1)
@@ -120,7 +121,6 @@ async def test_tells_processes_lag_positions_and_dead_letters(kafka: str, tmp_pa
                     status = await collect(settings, FLOW)
         finally:
             await health.stop()
-            await publisher.stop()
             metrics.PAUSED.labels("warehouse").set(0)
         hops = {(hop.stage, hop.name): hop for hop in status.hops}
         assert (hops["process", "acme/Contact"].lag, hops["process", "acme/Contact"].bulk_lag) == (2, 0)

@@ -11,7 +11,7 @@ import pytest
 
 from models.errors import SettingsError
 from models.settings import Settings
-from streams.publish import Publisher
+from streams.publish import send
 from streams.salesforce.cursors import Cursor
 from streams.salesforce.positions import output, read_positions
 from streams.salesforce.runs import snapshot_runs
@@ -93,9 +93,7 @@ async def test_another_org_raises_the_epoch_and_reads_everything_again(settings:
         person = await desk.create("Before")
         await until(lambda: arrived(settings, "Contact"), lambda found: len(found) == 1, task=task)
     at = (await read_positions(settings))[KEY]
-    publisher = Publisher(settings)
-    await publisher.send([output(Topics(settings.installation), "acme", "/data/ChangeEvents", replace(at, org="00Dother"))])
-    await publisher.stop()
+    await send(settings, [output(Topics(settings.installation), "acme", "/data/ChangeEvents", replace(at, org="00Dother"))])
     async with subscribed(settings, flow, start_from=None) as task:
         await connected(desk, task)
         await desk.update(person, "after")
@@ -130,9 +128,8 @@ async def test_positions_that_go_back_begin_a_new_epoch_in_the_session_and_are_r
 
 
 async def test_what_was_polled_from_another_org_neither_wins_over_a_first_subscription_nor_stays(settings: Settings, desk: Desk) -> None:
-    publisher, absent = Publisher(settings), "003Qx0000000001IAA"
-    await publisher.send([Cursor("acme/Contact", int(time.time()), org="00Dother").output(Topics(settings.installation))])
-    await publisher.stop()
+    absent = "003Qx0000000001IAA"
+    await send(settings, [Cursor("acme/Contact", int(time.time()), org="00Dother").output(Topics(settings.installation))])
 
     async def living(source: str) -> set[str]:
         return {absent} if source == "acme/Contact" else set()

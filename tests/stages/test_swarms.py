@@ -21,7 +21,7 @@ from models.settings import Settings
 from streams.consume import read_all
 from streams.engine.stage import Output
 from streams.pauses import Pause, read_pauses
-from streams.publish import Publisher
+from streams.publish import send
 from streams.refills import lift, parked_of
 from streams.topics import Topics
 from tests.support.broker import settings_for, topics
@@ -84,12 +84,10 @@ class Desk:
             topic = Topics(self.settings.installation).inbound("acme/Contact")
             outputs.append(Output(topic, id.encode(), json.dumps(message).encode(), envelope.headers()))
 
-        async def send() -> None:
-            publisher = Publisher(self.settings)
-            await publisher.send(outputs)
-            await publisher.stop()
+        async def sent() -> None:
+            await send(self.settings, outputs)
 
-        asyncio.run(send())
+        asyncio.run(sent())
 
     def rows(self, table: str, column: str = "title") -> Rows:
         """By key, of what stands."""

@@ -27,7 +27,7 @@ from models.settings import Settings
 from models.write import Body, OnDelete, Op, Write
 from streams.consume import read_all
 from streams.engine.stage import Output
-from streams.publish import Publisher
+from streams.publish import send
 from streams.topics import Topics
 
 pytestmark = pytest.mark.kafka
@@ -145,9 +145,7 @@ class Tables:
 
     async def check(self, shelf: Shelf) -> RouteCheck:
         """Send them, and compare."""
-        publisher = Publisher(self.settings)
-        await publisher.send(self.outputs)
-        await publisher.stop()
+        await send(self.settings, self.outputs)
         check = RouteCheck(self.settings, self.flow, self.way, shelf, "verify-1")  # type: ignore[arg-type]
         await read_states(self.settings, SOURCE, check.seen)
         await check.run()

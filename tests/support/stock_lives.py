@@ -17,7 +17,7 @@ from models.settings import Settings
 from streams.consume import read_all
 from streams.engine.stage import Output
 from streams.kafka import client_options
-from streams.publish import Publisher, TransactionalPublisher
+from streams.publish import TransactionalPublisher, send
 from tests.support import stock_ours as ours
 from tests.support.broker import settings_for, topics
 from tests.support.stock_plan import EVENTS, GUILTY, HEAD, MANY, NO_JSON, Plan
@@ -58,7 +58,6 @@ class Lives:
 
     async def feed(self, half: int, *cases: str) -> None:
         """The first (0) or second (1) half of the events of these cases; of all where none is named."""
-        plain = Publisher(self.settings)
         for case in cases or self.plan.cases:
             numbers = range(MANY * (1 - half)) if case == "L3" else range(HEAD) if half == 0 else range(HEAD, EVENTS)
             poisoned = GUILTY if case in {"L14", ours.POISONED} else -1
@@ -67,13 +66,10 @@ class Lives:
                 for n in numbers
             ]
             if case in TRANSACTIONAL:
-                transactions = TransactionalPublisher(self.settings, f"{self.plan.name}.feeder")
-                await transactions.start()
-                await transactions.send(outputs)
-                await transactions.stop()
+                async with TransactionalPublisher(self.settings, f"{self.plan.name}.feeder") as transactions:
+                    await transactions.send(outputs)
             elif outputs:
-                await plain.send(outputs)
-        await plain.stop()
+                await send(self.settings, outputs)
 
     async def start(self) -> None:
         """The next process."""
