@@ -173,11 +173,11 @@ def _tell(run: Run, seconds: float, as_json: bool) -> None:
     facts = {
         "run": run.run, "source": run.source, "state": run.state, "way": run.way, "rows": run.rows, "total": run.total,
         "counted": run.counted if run.counted >= 0 else None, "changed": run.changed if run.changed >= 0 else None,
-        "unexplained": unexplained(run), "seconds": round(seconds, 1),
+        "unexplained": unexplained(run), "seconds": round(seconds, 1), "why": run.why,
     }  # fmt: skip
     if run.state == "done":
-        other = difference(run)
-        sentence = f"{run.source}: {run.rows:,} records are on their way (run {run.run}){f'; {other}' if other else ''}."
+        others = "".join(f"; {one}" for one in (run.why, difference(run)) if one)
+        sentence = f"{run.source}: {run.rows:,} records are on their way (run {run.run}){others}."
     elif run.state == "stopped":
         sentence = f"{run.source}: stopped for good after {run.rows:,} of {run.total:,} records."
     else:

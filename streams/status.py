@@ -311,7 +311,7 @@ def _snapshots(runs: Iterable[Run]) -> list[Snapshot]:
         left = (run.total - run.rows) / run.rate if worked and run.rate > 0 and run.total >= run.rows else None
         if run.open or silent < ENDED_SECONDS:
             found.append(
-                Snapshot(run.run, run.source, run.state, run.way, run.rows, run.total, run.rate, left, worked, run.why or run.note, run.at)
+                Snapshot(run.run, run.source, run.state, run.way, run.rows, run.total, run.rate, left, worked, run.note or run.why, run.at)
             )
     return found
 

@@ -24,8 +24,8 @@ from streams.salesforce.rest import Rest, check_id, classify, json_of
 
 PART = 50_000
 """Rows of a part: what Salesforce's own examples ask for. A part is one call."""
-JOBS = "DailyBulkV2QueryJobs"
-"""Their limit, as /limits has it."""
+LIMITS = ("DailyBulkV2QueryJobs", "DailyBulkV2QueryFileStorageMB")
+"""Of jobs and of their results, as /limits has them."""
 LOST = frozenset({"NOT_FOUND", "INVALID_QUERY_LOCATOR", "INVALID_VERSION"})
 OVER = frozenset({"JobComplete", "Failed", "Aborted"})
 NUMBER = re.compile(r"[0-9]{1,12}")

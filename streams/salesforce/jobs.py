@@ -71,7 +71,8 @@ class JobReader:
                 await drop(self._bulk, k.at.job)
                 if not lost and k.at.via == "bulk":
                     raise PermanentError(f"no Bulk job could be read to its end: {error.reason}") from None
-                await k.keep(replace(k.at.anew(), tries=k.at.tries + 1, way="bulk" if lost else "rest"))
+                why = "" if lost else f"read by REST: {error.reason}"
+                await k.keep(replace(k.at.anew(), tries=k.at.tries + 1, way="bulk" if lost else "rest", why=why))
                 if not lost:
                     return False
         return True

@@ -29,7 +29,7 @@ class Run:
     """Value of a snapshot's record in the `runs` topic; its key is `run`.
 
     source    "<connection>/<sObject>"
-    state     wanted (not begun) | running | paused | done | failed | stopped; `why` says why it failed
+    state     wanted (not begun) | running | paused | done | failed | stopped; `why` says why it failed, or is not read by Bulk
     by        command | first | repair | fields (that a map has anew): who asked for it
     since     epoch s, of a repair: only what changed since then
     group     the sources that one command reads one after another, "a,b"; "" where it reads one

@@ -22,7 +22,7 @@ from models.settings import Settings
 from streams import metrics
 from streams.salesforce.auth import Login
 from streams.salesforce.brake import Brake
-from streams.salesforce.bulk import JOBS, Bulk
+from streams.salesforce.bulk import LIMITS, Bulk
 from streams.salesforce.conditions import all_of, changed_since, literal
 from streams.salesforce.jobs import JobReader, Query, drop
 from streams.salesforce.keeper import Keeper, Progress, StoppedError, others
@@ -41,7 +41,7 @@ BULK_FROM = 50_000
 """From so many records on a job is made. Below, 25 calls of REST are done before Salesforce has as much as begun a job, which takes half a
 minute and more; above, a job costs a call for 50,000 rows where REST takes 25."""
 SPARE = 0.1
-"""Of the org's Bulk jobs of the day so many are left to others."""
+"""Of the org's Bulk jobs of the day, and the space for their results, so much is left to others."""
 ALWAYS = ("Id", "IsDeleted", "SystemModstamp")
 """In every row, whatever else was asked for."""
 WHAT = "snapshot"
@@ -205,18 +205,24 @@ class _Work:
                 raise
 
         found, at = await self._keeper.read(count), self._keeper.at.anew()
-        way: Way = at.via or ("bulk" if (found is None or found.total >= BULK_FROM) and await self._spare() else "rest")
+        many = found is None or found.total >= BULK_FROM
+        why = await self._short() if many and not at.via else ""
+        way: Way = at.via or ("bulk" if many and not why else "rest")
         total, second = (found.total, found.second) if found else (0, int(time.time()))
-        await self._keeper.keep(replace(at, state="running", way=way, total=total, fields=_print(self._fields), started=second * 1000))
-        log.info("snapshot", run=at.run, source=at.source, way=way, total=total)
+        begun = replace(at, state="running", way=way, why=why, total=total, fields=_print(self._fields), started=second * 1000)
+        await self._keeper.keep(begun)
+        log.info("snapshot", run=at.run, source=at.source, way=way, total=total, why=why)
 
-    async def _spare(self) -> bool:
-        """Whether the org has Bulk jobs to spare today: others make them too."""
+    async def _short(self) -> str:
+        """Why the org has no Bulk job to spare today, others making them too; "" where it has one."""
         try:
-            jobs = parse_limits(await self._keeper.read(self._rest.limits)).get(JOBS)
+            limits = parse_limits(await self._keeper.read(self._rest.limits))
         except PermanentError:  # then the first job tells
-            return True
-        return jobs is None or jobs.left > SPARE * jobs.most
+            return ""
+        short = [
+            f"{limits[n].left:,} of {limits[n].most:,} {n}" for n in LIMITS if n in limits and limits[n].left <= SPARE * limits[n].most
+        ]
+        return f"read by REST: the org has {' and '.join(short)} left today" if short else ""
 
     async def _pages(self) -> None:
         """REST: a page is read while the one before goes into Kafka."""

@@ -168,7 +168,7 @@ async def test_after_too_many_lost_jobs_rest_takes_over_unless_bulk_was_asked_fo
     assert await rows(settings, done.run) == Counter(await contacts(desk))
 
 
-@pytest.mark.parametrize("hindrance", ["bulk-unfit", "bulk-jobs"])
+@pytest.mark.parametrize("hindrance", ["bulk-unfit", "bulk-jobs", "bulk-storage"])
 async def test_what_bulk_cannot_read_now_is_read_by_rest(
     settings: Settings, desk: Desk, monkeypatch: pytest.MonkeyPatch, hindrance: str
 ) -> None:
@@ -176,6 +176,20 @@ async def test_what_bulk_cannot_read_now_is_read_by_rest(
     await (desk.fault(hindrance) if hindrance == "bulk-unfit" else desk.fault("daily-limit", variant=hindrance))
     done = await read(settings, desk, via=None)
     assert (done.state, done.way, jobs(desk)) == ("done", "rest", 0)
+    assert done.why.startswith("read by REST: ")
+    assert await rows(settings) == Counter(await contacts(desk))
+
+
+@pytest.mark.parametrize(("most", "used", "way"), [(20, 17, "bulk"), (20, 18, "rest")])
+async def test_the_last_bulk_jobs_of_the_day_are_left_to_others(
+    settings: Settings, desk: Desk, monkeypatch: pytest.MonkeyPatch, most: int, used: int, way: str
+) -> None:
+    monkeypatch.setattr(snapshot, "BULK_FROM", 1)
+    await desk.call("POST", "settings", daily_bulk_jobs=most)
+    desk.sandbox.org.limits.spend("DailyBulkV2QueryJobs", used)
+    done = await read(settings, desk, via=None)
+    assert (done.state, done.way) == ("done", way)
+    assert done.why == ("read by REST: the org has 2 of 20 DailyBulkV2QueryJobs left today" if way == "rest" else "")
     assert await rows(settings) == Counter(await contacts(desk))
 
 
