@@ -183,20 +183,31 @@ def load_maps(flow: Flow, targets: Mapping[str, TargetFacts], versions: Mapping[
     return Maps(routes, columns)
 
 
-def _added(sobject: str, found: Map, facts: TargetFacts, org: OrgFields, into: dict[str, ColumnType]) -> tuple[Leaf, ...]:
-    """What `fields: all` gives beside the map's lines, which come first; their columns go to `into`. One of another type is left out."""
+def _added(
+    sobject: str, found: Map, facts: TargetFacts, org: OrgFields, into: dict[str, ColumnType]
+) -> tuple[tuple[Leaf, ...], dict[str, str]]:
+    """What `fields: all` gives beside the map's lines, which come first; their columns go to `into`. And what it does not, and why."""
     read = {source for leaf in found.leaves if not leaf.sobjects or sobject in leaf.sobjects for source in leaf.sources}
     taken = {leaf.target[:end] for leaf in found.leaves for end in range(1, len(leaf.target) + 1)} - {("dataFields",)}
-    leaves = []
+    leaves, left_out = [], {}
     for name, kind in org.added.items():
         target = ("dataFields", name) if facts.key_field == "email" else (name,)
-        if kind not in get_args(MapType) or name in read or target in taken or facts.refusal(target[0]) is not None:
+        if name in read:
             continue
-        column = "json" if len(target) > 1 else column_of(cast(MapType, kind))
-        if into.setdefault(target[0], column) == column:
+        if kind not in get_args(MapType):
+            left_out[name] = "it is of another type now than its column"
+        elif target in taken:
+            left_out[name] = f"a line of the map writes {'.'.join(target)}"
+        elif (refused := facts.refusal(target[0])) is not None:
+            left_out[name] = refused
+        else:
+            column = "json" if len(target) > 1 else column_of(cast(MapType, kind))
+            if (other := into.setdefault(target[0], column)) != column:
+                left_out[name] = f"the column is {other} already, and the field {column}"
+                continue
             step = type_step(cast(MapType, kind))
             leaves.append(Leaf(name, target, (step,) if step else (), (sobject,), type=cast(MapType, kind)))
-    return tuple(leaves)
+    return tuple(leaves), left_out
 
 
 def _find_map(flow: Flow, name: str, route: Route, problems: list[Problem], text: MapText | None) -> Map | None:
@@ -282,7 +293,7 @@ def _way(
     into: dict[str, ColumnType],
 ) -> Way:
     sobject, sobjects = source.partition("/")[2], tuple(source.partition("/")[2] for source in route.sources)
-    added = _added(sobject, found, facts, org, into) if route.fields == "all" else ()
+    added, left_out = _added(sobject, found, facts, org, into) if route.fields == "all" else ((), {})
     compiled = compile_map(replace(found, leaves=(*found.leaves, *added)), sobject, sobjects)
     asked = [path for path in (filter.fields if filter else ()) if not lacks(sobject, path, sobjects)]
     same_key: Callable[[str, str], str] = facts.same_key
@@ -299,6 +310,7 @@ def _way(
         fields=wanted - gone,
         gone=wanted & gone,
         added=frozenset(leaf.source for leaf in added) - frozenset(asked),
+        left_out=left_out,
         version=of.version,
         map=compiled,
         where=filter.matches if filter else None,

@@ -47,14 +47,26 @@ Mend = Callable[[Rest], Awaitable[object]]
 """`follow_org` of a process."""
 
 
+def left_out(field: Mapping[str, Any], *, query: bool) -> str:
+    """Why `fields: all` does not give a field of a describe; "" where it does. `query`: rows are read, with what events do not carry."""
+    kind = str(field.get("type"))
+    if field["name"] in NEVER:
+        return "Headrace's own, or of the user who looks"
+    if kind in ("address", "location"):
+        return "compound: its parts are fields"
+    if kind in LEFT_OUT:
+        return f"no column holds {kind}"
+    if not query and (field.get("calculated") or field["name"] in ROW_ONLY):
+        return "no event carries it: `fetch: query` brings it"
+    return ""
+
+
 def shown_fields(told: Mapping[str, Any], *, query: bool) -> dict[str, str]:
-    """What `fields: all` gives, told a describe: by name the map's type. `query`: rows are read, with what events do not carry."""
+    """What `fields: all` gives, told a describe: by name the map's type."""
     return {
         str(field["name"]): TYPES.get(str(field.get("type")), "text")
         for field in told.get("fields") or ()
-        if field.get("type") not in LEFT_OUT
-        and field["name"] not in NEVER
-        and (query or not (field.get("calculated") or field["name"] in ROW_ONLY))
+        if not left_out(field, query=query)
     }
 
 

@@ -20,7 +20,8 @@ from agents.rules.takes import Takes
 from agents.rules.ways import Way
 from agents.targets import find_target, known_types, make_target
 from agents.targets.base import Describing
-from deploy.check_org import Misfit, Org
+from deploy.check_fields import foretold
+from deploy.check_org import Described, Misfit, Org
 from deploy.context import read_settings
 from models.errors import HeadraceError, PausedError, SettingsError, TemporaryError
 from models.flow import Flow, Salesforce, channel_sobject, is_event
@@ -29,7 +30,7 @@ from streams.flow_file import FlowFile, explain, read_flow
 from streams.log import set_up_logging
 from streams.salesforce.auth import RETIRING, Login
 from streams.salesforce.rest import Rest
-from streams.salesforce.rights import sees_all, views_all_data
+from streams.salesforce.rights import described, sees_all, views_all_data
 from streams.yaml_lines import Mistake, did_you_mean
 
 PATIENCE = 30.0
@@ -139,16 +140,20 @@ async def check_online(found: FlowFile, settings: Settings) -> list[str]:
     """What the org and the targets say; notes are worth knowing and no mistakes. Parts that are wrong already are not asked."""
     notes: list[str] = []
     takes: Said = {}
+    told: dict[str, Described] = {}
     for name in found.flow.targets:
         if found.sound("targets", name):
             takes |= await _check_reach(found, name, settings)
     for name, connection in found.flow.connections.items():
         if isinstance(connection, Salesforce) and found.sound("connections", name):
-            notes += await _check_org(found, name, connection, settings, takes)
-    return notes
+            notes += await _check_org(found, name, connection, settings, takes, told)
+    return notes + foretold(*_loadable(found, [route for route in found.flow.routes if found.sound("routes", route)]), told)
 
 
-async def _check_org(found: FlowFile, name: str, connection: Salesforce, settings: Settings, takes: Said) -> list[str]:
+async def _check_org(
+    found: FlowFile, name: str, connection: Salesforce, settings: Settings, takes: Said, told: dict[str, Described]
+) -> list[str]:
+    """`told`: describes of sources whose fields routes take as the org has them."""
     beyond: list[str] = []
     login = Login.of(settings, found.flow, name, connection)
     rest = Rest(name, connection, login)
@@ -159,6 +164,9 @@ async def _check_org(found: FlowFile, name: str, connection: Salesforce, setting
         await asyncio.wait_for(login.token(), PATIENCE)
         for source in maps.sources:
             if source.startswith(f"{name}/"):
+                if any(found.flow.routes[way.route].fields for way in maps.ways(source)):
+                    shown = await asyncio.wait_for(described(rest, source.partition("/")[2], "describe"), PATIENCE)
+                    told |= {} if shown is None else {source: shown}
                 for way in maps.ways(source):
                     for misfit in await asyncio.wait_for(org.misfits(source.partition("/")[2], sorted(way.fields)), PATIENCE):
                         _tell(found, way, misfit)
@@ -166,8 +174,8 @@ async def _check_org(found: FlowFile, name: str, connection: Salesforce, setting
                         for misfit in await asyncio.wait_for(org.map_misfits(source.partition("/")[2], way.map.written), PATIENCE):
                             _tell(found, way, misfit)
                         said = takes.get((way.target, way.object), {})
-                        told = await asyncio.wait_for(org.beyond(source.partition("/")[2], way.map.written, said), PATIENCE)
-                        beyond += [f"route {way.route}, map {way.map.name}, {one}" for one in told]
+                        tight = await asyncio.wait_for(org.beyond(source.partition("/")[2], way.map.written, said), PATIENCE)
+                        beyond += [f"route {way.route}, map {way.map.name}, {one}" for one in tight]
         await asyncio.wait_for(_check_sight(found, name, connection, rest), PATIENCE)
         unknown = await asyncio.wait_for(org.misfits(connection.canary.event, ()), PATIENCE) if connection.canary is not None else []
         if unknown and connection.canary is not None:

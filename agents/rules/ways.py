@@ -2,7 +2,7 @@
 
 import string
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from agents.rules.filters import Predicate
@@ -24,6 +24,7 @@ class Way:
     order      place of the source in the route's `from:`
     fields     paths that must be known before anything is emitted
     gone       paths that the map or the filter reads too, and the org does not show any more; added: paths that no line or filter names
+    left_out   fields of the org that `fields: all` would give and that have no column here, and why
     version    of the route's map; 0 where maps are not versioned
     key        what names the target record: a path in the body, a template "{a}-{b}", or None: connection and record id
     once       duplicates are removed: of several emissions of one record in a chunk the last is enough
@@ -50,6 +51,7 @@ class Way:
     version: int = 0
     gone: frozenset[str] = frozenset()
     added: frozenset[str] = frozenset()
+    left_out: Mapping[str, str] = field(default_factory=dict)
     beyond: TargetGate | None = None
 
     @property
