@@ -21,12 +21,20 @@ SELECT a.attname,
        (SELECT array_agg(e.enumlabel::text) FROM pg_enum e WHERE e.enumtypid = coalesce(b.oid, t.oid)),
        a.attnotnull OR t.typnotnull,
        EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisunique AND i.indnkeyatts = 1 AND i.indkey[0] = a.attnum
-               AND i.indpred IS NULL),
+               AND (i.indpred IS NULL OR pg_get_expr(i.indpred, i.indrelid) = '(NOT _deleted)')),
        (SELECT array_agg(pg_get_constraintdef(k.oid)) FROM pg_constraint k WHERE k.conrelid = c.oid AND k.contype = 'c'
         AND k.conkey = ARRAY[a.attnum])
 FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_type t ON t.oid = a.atttypid LEFT JOIN pg_type b ON b.oid = t.typbasetype
 WHERE n.nspname = %s AND c.relname = %s AND a.attnum > 0 AND NOT a.attisdropped AND a.attname <> ALL(%s)
+"""
+UNIQUE = """
+SELECT a.attname, bool_or(i.indpred IS NULL)
+FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = i.indkey[0]
+WHERE n.nspname = %s AND c.relname = %s AND i.indisunique AND i.indnkeyatts = 1 AND NOT i.indisprimary
+  AND (i.indpred IS NULL OR pg_get_expr(i.indpred, i.indrelid) = '(NOT _deleted)')
+GROUP BY a.attname
 """
 CONSTRAINED = """
 SELECT a.attname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid
@@ -66,6 +74,12 @@ async def takes(connection: psycopg.AsyncConnection, schema: str, table: str, wi
 async def needed(connection: psycopg.AsyncConnection, schema: str, table: str, without: Collection[str]) -> list[str]:
     """Columns that must not be null."""
     return [column for column, one in (await takes(connection, schema, table, without)).items() if one.required]
+
+
+async def unique(connection: psycopg.AsyncConnection, schema: str, table: str) -> dict[str, bool]:
+    """Columns that hold a value once: in all rows (True), or in those that are not marked as deleted."""
+    found = await connection.execute(UNIQUE, [schema, table])
+    return dict(await found.fetchall())
 
 
 async def culprit(

@@ -1,11 +1,11 @@
-"""The stage that keeps back all but one of the records that share a mail address. Calls nobody outside.
+"""The stage that keeps back all but one of the records that share a value: a mail address, or what the route says is `unique`.
 
-Processing sends it the writes of such records under the address, so that one partition sees all of them, whatever partitions they come
-from. It reads no flow: target, route and address are the key, and what it says goes the way of every write.
+Processing sends it the writes of such records under that value, so that one partition sees all of them, whatever partitions they come
+from. It reads no flow: target, route and group are the key, and what it says goes the way of every write. Calls nobody outside.
 """
 
 from agents.guard import each_record
-from agents.rules.duplicates import Decided, Group, decide
+from agents.rules.duplicates import Decided, Group, decide, field_of
 from agents.rules.quality import Fault
 from agents.rules.writes import WireWrite, decode_write
 from agents.tally import Tally, failed
@@ -15,7 +15,6 @@ from streams.engine.stage import Changes, Chunk, Output, Partition, Record, Resu
 from streams.topics import Topics
 
 STAGE, TABLE = "duplicates", "groups"
-FULL = Fault("email", "too many share it", "text")
 
 
 def duplicates_stage(settings: Settings) -> Stage:
@@ -28,13 +27,13 @@ def duplicates_stage(settings: Settings) -> Stage:
     return Stage(STAGE, [topics.duplicates()], [topics.duplicates(bulk=True)], handle, (TABLE,))
 
 
-def group_key(target: str, route: str, mail: str) -> bytes:
+def group_key(target: str, route: str, group: str) -> bytes:
     """Key of a group in the topic and in the table."""
-    return f"{target}|{route}|{mail}".encode()
+    return f"{target}|{route}|{group}".encode()
 
 
 def _kept(group: bytes, source: str) -> bytes:
-    """Key of a member's write in the table: no name of a target, route or address holds the separator."""
+    """Key of a member's write in the table: no name of a target, route or group holds the separator."""
     return group + b"\x00" + source.encode()
 
 
@@ -60,18 +59,19 @@ class _Chunk:
 
     def _one(self, record: Record) -> bool:
         key, write = record.key or b"", decode_write(record.value)
-        target, bar, _ = key.decode().partition("|")
+        target, bar, rest = key.decode().partition("|")
         if not bar or record.value is None:
-            raise PermanentError("the record's key names no target and address: what writes to this topic beside Headrace?")
+            raise PermanentError("the record's key names no target and group: what writes to this topic beside Headrace?")
+        field = field_of(rest.partition("|")[2])
         group, kept = self.groups[key], _kept(key, write.source)
         member = group.members.get(write.source)
         if member is None or write.revision >= member.revision:
             self.writes[kept] = record.value if write.op == "write" else None
         try:
-            decided = decide(group, write, self.lane, record.offset, lambda source: self._stored(key, source))
+            decided = decide(group, write, self.lane, record.offset, lambda source: self._stored(key, source), field=field)
         except PermanentError:
             del self.writes[kept]  # a group that is full knows nothing of this source
-            failed(self.tally.of(write.run, write.route), write.source, (FULL,))
+            failed(self.tally.of(write.run, write.route), write.source, (Fault(field, "too many share it", "-"),))
             raise
         topic = self.topics.writes(target, bulk=self.lane == "bulk")
         self.outputs += [Output(topic, name, value) for name, value in decided.said]
@@ -87,7 +87,7 @@ class _Chunk:
         return raw
 
     def _count(self, write: WireWrite, decided: Decided) -> None:
-        """One record came, and where another one shares its address one is removed: this one, or the one that stood until now."""
+        """One record came, and where another one shares its value one is removed: this one, or the one that stood until now."""
         result = self.tally.of(write.run, write.route)
         won = decided.winner == write.source and not decided.stale
         held = decided.before if won else write.source

@@ -11,6 +11,7 @@ from typing import Protocol, cast, get_args
 from agents.map_file import Problem, read_map
 from agents.map_steps import type_step
 from agents.rules.compound import PERSONS, parts
+from agents.rules.duplicates import MAIL, Grouping, grouping
 from agents.rules.filters import Filter, FilterError, compile_filter
 from agents.rules.mapping import BUILT_IN, ColumnType, Leaf, Map, MapType, column_of, compile_map, lacks
 from agents.rules.plan import Plan, make_plan
@@ -267,6 +268,8 @@ def _check(
             for path in missing:
                 message = f"`key: {path}` is no field of the mapped body"
                 problems.append(Problem(("routes", name, "key"), message, did_you_mean(path, sorted(written))))
+    if route.unique is not None:
+        problems += _check_unique(name, route, facts, written)
     for leaf in found.leaves:
         if (reason := facts.refusal(leaf.target[0])) is not None:
             at = (found.name, leaf.line) if leaf.line else (None, 0)
@@ -279,6 +282,18 @@ def _check(
                 remedy = f"use its parts: {', '.join(flat for _, flat in compound[:5])}"
                 line = lines.get(path, 0)
                 problems.append(Problem(("routes", name, "map"), message, remedy, found.name if line else None, line))
+
+
+def _check_unique(name: str, route: Route, facts: TargetFacts, written: set[str]) -> list[Problem]:
+    """Between records of one target key the writer decides, and a target that renames hands writes from key to key."""
+    place, field, named = ("routes", name, "unique"), str(route.unique), facts.key_field or route.key
+    if facts.renames or field == named:
+        message = f"the target {route.to} names its records by {named}: those that share it are one record there"
+        return [Problem(place, message, "remove `unique:`")]
+    if field in written:
+        return []
+    message = f"the map {route.map} never writes {field}, which `unique:` names"
+    return [Problem(place, message, did_you_mean(field, sorted(written), "add a line to the map"))]
 
 
 def _way(
@@ -318,12 +333,16 @@ def _way(
         same_key=same_key,
         gate=gate(route.quality, found.entity, found.types(sobjects), compiled.required, found.done()),
         once="duplicates" in route.quality,
-        mail=_mail(route, found, facts, sobjects),
+        unique=_unique(route, found, facts, sobjects),
     )
 
 
-def _mail(route: Route, found: Map, facts: TargetFacts, sobjects: tuple[str, ...]) -> str | None:
-    """By which field persons are compared: where the address is the target's key already, its writer decides between them."""
+def _unique(route: Route, found: Map, facts: TargetFacts, sobjects: tuple[str, ...]) -> Grouping | None:
+    """By which field records are compared: persons by their address, but where that is the target's key already its writer decides."""
+    if "duplicates" not in route.quality:
+        return None
+    if route.unique is not None:
+        return grouping(route.unique)
     persons = found.entity == "person" or set(sobjects) <= PERSONS
-    named = facts.renames or (facts.key_field or route.key) == "email"
-    return "email" if "duplicates" in route.quality and persons and not named and "email" in found.columns(sobjects) else None
+    named = facts.renames or (facts.key_field or route.key) == MAIL
+    return grouping(MAIL, mail=True) if persons and not named and MAIL in found.columns(sobjects) else None

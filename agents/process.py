@@ -28,7 +28,7 @@ from agents.rules.message import Message
 from agents.rules.plan import Plan
 from agents.rules.quality import UNTOLD, Fault, faults_of
 from agents.rules.refused import tell
-from agents.rules.ways import Way, address_of
+from agents.rules.ways import Way
 from agents.rules.writes import encode_write
 from agents.states import States
 from agents.tables import RECORDS, SEEN, Seen, records_key, seen_key
@@ -94,7 +94,7 @@ def process_stage(flow: Flow, settings: Settings, maps: InUse, held: HeldRoutes 
 Went = Literal["passed", "joined", "gone"]
 """What became of an emission: written, handed to its group of duplicates, or only taken back."""
 _GROUP = "duplicates|"
-"""Before a route's name, in a state's keys: under which mail addresses the record stood in groups. No route's name holds the sign."""
+"""Before a route's name, in a state's keys: the groups that the record stood in. No route's name holds the sign."""
 
 
 class _Held(Struct):
@@ -338,7 +338,7 @@ class Processing:
             out, held = writes(write, gone, renames=way.renames), keys
         topic = self.topics.writes(way.target, bulk=envelope.reason in FLOODS)
         made = [Output(topic, each.kafka_key, encode_write(each)) for each in out]
-        grouped = way.mail is not None or _GROUP + way.route in state.keys
+        grouped = way.unique is not None or _GROUP + way.route in state.keys
         joins = grouped and self._compare(way, state, envelope, record_id, write, offset, made)
         if way.once:
             last = Last(len(self.outputs), made[0], envelope.reason in ALWAYS_EMITS, envelope.run) if write and len(made) == 1 else None
@@ -351,20 +351,20 @@ class Processing:
     def _compare(
         self, way: Way, state: RecordState, envelope: Envelope, record_id: str, write: Write | None, offset: int, made: list[Output]
     ) -> bool:
-        """A record with a mail address joins its group, which decides; it leaves that of an address it had. Whether it joins."""
+        """A record with a value that is unique joins its group, which decides; it leaves that of a value it had. Whether it joins."""
         name = _GROUP + way.route
         held = state.keys.get(name)
-        mail = address_of(write.body or {}, way.mail) if write and way.mail else None
-        if mail is None and held is None:
+        group = way.unique.group(write.body or {}) if write and way.unique else None
+        if group is None and held is None:
             return False
         topic, keys = self.topics.duplicates(bulk=envelope.reason in FLOODS), Keys(held.last, held.left) if held else Keys()
-        if mail is not None:
-            made[-1] = replace(made[-1], topic=topic, key=group_key(way.target, way.route, mail))
-        for left in move(keys, mail, self.lane, offset, self._committed() if keys.left else _NONE):
+        if group is not None:
+            made[-1] = replace(made[-1], topic=topic, key=group_key(way.target, way.route, group))
+        for left in move(keys, group, self.lane, offset, self._committed() if keys.left else _NONE):
             leave = self._write(way, state, envelope, record_id, Op.RELEASE, write.key if write else "")
             made.append(Output(topic, group_key(way.target, way.route, left), encode_write(leave)))
         state.keys[name] = keys
-        return mail is not None
+        return group is not None
 
     def _write(self, way: Way, state: RecordState, envelope: Envelope, record_id: str, op: Op, key: str, body: Body | None = None) -> Write:
         return Write(

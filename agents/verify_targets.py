@@ -114,7 +114,7 @@ class RouteCheck:
             strange |= self._note(holders)
             if not isinstance(target, Hashing):
                 doubtful |= await self._wrong(holders)
-        strange |= {id for id, key in self._keys.items() if self._told.get(id) != key and not (self._way.mail and id not in self._told)}
+        strange |= {id for id, key in self._keys.items() if self._told.get(id) != key and not (self._way.unique and id not in self._told)}
         strange |= {id for id, key in self._told.items() if id in self._keys and self._keys[id] != key}
         doubtful |= await self._of_ranges()
         for _ in range(ROUNDS - 1):
@@ -268,7 +268,7 @@ class RouteCheck:
         speakers = {key: self._speakers(state) for key, state in holders.items()}
         for id, place in wanted.items():
             speaks = {held for held, ids in speakers.items() if id in ids}
-            if speaks != ({place} if place is not None else set()) and (speaks or not self._way.mail):  # a duplicate is held back
+            if speaks != ({place} if place is not None else set()) and (speaks or not self._way.unique):  # a duplicate is held back
                 left.add(id)
                 shown = place if place is not None else min(speaks)
                 wrong[shown] = Difference(shown, "missing" if place is not None and place not in speaks else "extra")

@@ -21,7 +21,7 @@ from agents.rules.ways import Way
 from agents.targets import find_target, known_types, make_target
 from agents.targets.base import Describing
 from deploy.check_fields import foretold
-from deploy.check_org import Described, Misfit, Org
+from deploy.check_org import Described, Judged, Misfit, Org
 from deploy.context import read_settings
 from models.errors import HeadraceError, PausedError, SettingsError, TemporaryError
 from models.flow import Flow, Salesforce, channel_sobject, is_event
@@ -174,7 +174,9 @@ async def _check_org(
                         for misfit in await asyncio.wait_for(org.map_misfits(source.partition("/")[2], way.map.written), PATIENCE):
                             _tell(found, way, misfit)
                         said = takes.get((way.target, way.object), {})
-                        tight = await asyncio.wait_for(org.beyond(source.partition("/")[2], way.map.written, said), PATIENCE)
+                        sole = len(found.flow.routes[way.route].sources) == 1
+                        judged = Judged(way.unique.field if way.unique else None, way.key, sole)
+                        tight = await asyncio.wait_for(org.beyond(source.partition("/")[2], way.map.written, said, judged), PATIENCE)
                         beyond += [f"route {way.route}, map {way.map.name}, {one}" for one in tight]
         await asyncio.wait_for(_check_sight(found, name, connection, rest), PATIENCE)
         unknown = await asyncio.wait_for(org.misfits(connection.canary.event, ()), PATIENCE) if connection.canary is not None else []

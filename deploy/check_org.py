@@ -4,7 +4,7 @@ unknown look alike; the remedy names both. Reads only.
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from agents.rules.mapping import Leaf, Step
 from agents.rules.takes import Takes
@@ -26,6 +26,15 @@ class Misfit:
     line: int = 0
 
 
+class Judged(NamedTuple):
+    """Of a route: by which field its records are compared, by which they are named, and whether it has a single source."""
+
+    unique: str | None = None
+    key: str | None = None
+    sole: bool = True
+
+
+ANY = Judged()
 TEXT = frozenset(
     "string textarea picklist multipicklist combobox email phone url id reference encryptedstring".split()  # noqa: SIM905 - one line
 )
@@ -75,7 +84,7 @@ def _unpicked(sobject: str, path: str, field: Described, step: Step) -> list[tup
     return [(f"the picklist {sobject}.{path} has values that the table of {step.name} lacks: {told}", "add them to the table")]
 
 
-def _beyond(field: Described, leaf: Leaf, takes: Takes) -> list[str]:
+def _beyond(field: Described, leaf: Leaf, takes: Takes, judged: Judged) -> list[str]:
     name, length, told = ".".join(leaf.target), field.get("length"), []
     cut = any(step.name.startswith("truncate") for step in leaf.steps)
     if takes.length is not None and isinstance(length, int) and length > takes.length and field.get("type") in TEXT and not cut:
@@ -86,8 +95,12 @@ def _beyond(field: Described, leaf: Leaf, takes: Takes) -> list[str]:
             told.append(f"has values that {name} does not take: {', '.join(missing[:5])}; map them by a table ({{pick: …}})")
     if takes.required and field.get("nillable") and not leaf.required and leaf.default is None:
         told.append(f"may be empty, {name} takes no null: say `default:`")
-    if takes.unique and not field.get("unique") and field.get("type") != "id":
-        told.append(f"may hold the same in two records, {name} takes it once; for mail addresses `quality: [duplicates]` sees to that")
+    if takes.unique and name == judged.unique and takes.required:
+        told.append(f"takes no null in {name}, so a record that goes cannot give up its value: let it be null there")
+    alone = field.get("type") == "id" or (field.get("unique") and judged.sole)
+    if takes.unique and name not in (judged.unique, judged.key) and not alone:
+        instead = f" (instead of {judged.unique})" if judged.unique else ", and `duplicates` in `quality`"
+        told.append(f"may hold the same in two records, {name} takes it once: say `unique: {name}`{instead}")
     return told
 
 
@@ -125,13 +138,13 @@ class Org:
                     found += [Misfit(path, *told, leaf.line) for told in _against(sobject, path, field, leaf)]
         return found
 
-    async def beyond(self, sobject: str, leaves: Iterable[Leaf], takes: Mapping[str, Takes]) -> list[str]:
+    async def beyond(self, sobject: str, leaves: Iterable[Leaf], takes: Mapping[str, Takes], judged: Judged = ANY) -> list[str]:
         """What the org may hold in a field and the target does not take: nothing is wrong until it comes. Raises as `misfits`."""
         found = []
         for leaf in leaves:
             if (said := takes.get(".".join(leaf.target))) is not None and (field := await self._field(sobject, leaf.source)) is not None:
                 at = f"line {leaf.line}: " if leaf.line else ""
-                found += [f"{at}{sobject}.{leaf.source} {told}" for told in _beyond(field, leaf, said)]
+                found += [f"{at}{sobject}.{leaf.source} {told}" for told in _beyond(field, leaf, said, judged)]
         return found
 
     async def _field(self, sobject: str, path: str) -> Described | None:

@@ -196,6 +196,8 @@ class Route(Part):
 
     sources    "<connection>/<sObject>", or "<source>" of a webhook; their order decides between several sources of one target key
     quality    stages; `target`: what the target says that it takes, and what it refused
+    unique     field of the mapped body that one record may have: of several with the same value the stage `duplicates` lets one stand;
+               default: the mail address of persons
     map        a built-in map's name, or a path of a map file, relative to the flow file
     fields     "all": every other field that the org shows of the sources goes to the target too, under its own name
     fetch      event: emit what was merged; query: a change event asks for the row with its relationship fields
@@ -210,6 +212,7 @@ class Route(Part):
     map: str
     fields: Literal["all"] | None = None
     quality: tuple[Literal["required", "duplicates", "types", "target"], ...] = ("required",)
+    unique: str | None = Field(default=None, min_length=1, max_length=100)
     fetch: Literal["event", "query"] = "event"
     where: str | None = None
     on_delete: OnDelete = "tombstone"

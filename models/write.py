@@ -50,6 +50,7 @@ class Write(Struct, kw_only=True):
     left                 of such a WRITE: what the renamed record may still hold of ours, to be cleared where nobody says it
     reason, run          of the event that caused it
     election             of the group of duplicates that decided this; of one source and revision the later speaks. 0: nobody had to decide
+    unique               field of which the members of that group have the same value; "": email
     version              of the route's map that shaped it; 0: made by a Headrace that knew of no versions
     keeps                paths of the body where a missing value means: as this source record was written last under the same key
     always               snapshot, repair, replay, redrive: written even when equal to what `delivered` holds
@@ -75,6 +76,7 @@ class Write(Struct, kw_only=True):
     keeps: tuple[str, ...] = ()
     always: bool = False
     election: int = 0
+    unique: str = ""
     position: int | None = None
     committed: int | None = None
     received: int | None = None

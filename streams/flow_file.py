@@ -254,10 +254,24 @@ def _route(document: Document, name: str, value: Any, sections: Mapping[str, Map
                 what = "a platform event, which is never kept" if is_event(source) else "a webhook"
                 remedy = "use fetch: event, or leave it out"
                 document.wrong((*path, "fetch"), f"{_named(path)}: fetch: query reads records from Salesforce, {source} is {what}", remedy)
+    if raw.get("unique") is not None:
+        _check_unique(document, path, raw, sources)
     if "verify" in raw and sources and all(isinstance(s, str) and (kinds.get(s) == "webhook" or is_event(s)) for s in sources):
         said = f"{_named(path)}: verify compares with records in Salesforce, and {', '.join(sources)} keeps none"
         document.wrong((*path, "verify"), said, "leave it out")
     return route
+
+
+def _check_unique(document: Document, path: Path_, raw: Mapping[str, Any], sources: Sequence[Any]) -> None:
+    place, told = (*path, "unique"), f"{_named(path)}: unique: "
+    stages = named if isinstance(named := raw.get("quality", ["required"]), list) else None
+    if stages is not None and "duplicates" not in stages:
+        document.wrong(place, f"{told}needs the stage duplicates", f"write quality: [{', '.join(map(str, [*stages, 'duplicates']))}]")
+    elif raw.get("on_delete") == "ignore":
+        message = "on_delete: ignore keeps what was deleted in the source, beside the record that has its value then"
+        document.wrong(place, f"{told}{message}", "write on_delete: tombstone, mark or delete")
+    elif event := next((source for source in sources if isinstance(source, str) and is_event(source)), None):
+        document.wrong(place, f"{told}compares records, and {event} is a platform event, which is never kept", "leave it out")
 
 
 def _check_source(document: Document, place: Path_, source: str, kinds: Mapping[str, Any], twice: bool) -> None:

@@ -115,8 +115,7 @@ class Topics:
         ]
         if compares(flow):
             found += [
-                Topic(self.duplicates(bulk=bulk), "target|route|mail address", "delete", keep, "process", "duplicates")
-                for bulk in (False, True)
+                Topic(self.duplicates(bulk=bulk), "target|route|group", "delete", keep, "process", "duplicates") for bulk in (False, True)
             ]
             found.append(Topic(self.changelog("groups"), "table key", "compact", None, "its stage", "recovery"))
         for name, connection in flow.connections.items():

@@ -48,6 +48,7 @@ class Held(msgspec.Struct, array_like=True, gc=False):
     reason: str
     election: int = 0
     version: int = 0
+    unique: str = ""
 
     @property
     def speaks(self) -> bool:
@@ -228,6 +229,7 @@ def apply(
             write.reason,
             write.election,
             write.version,
+            write.unique,
         )
         if place is None:
             state.held.append(fresh)
@@ -266,8 +268,13 @@ def _fill(body: Body, other: Body) -> bool:
 
 
 def _older(write: WireWrite, held: Held) -> bool:
-    """Of equal revisions one that nobody had to decide is the later: its route no longer looks for duplicates."""
-    return write.revision < held.revision or (write.revision == held.revision and 0 < write.election < held.election)
+    """Of equal revisions one that nobody had to decide is the later: its route no longer looks for duplicates. Elections of two groups
+    cannot be compared: where the route or its map now finds them by another field, what comes later is the later.
+    """
+    if write.revision != held.revision:
+        return write.revision < held.revision
+    same = write.unique == held.unique and write.version <= held.version
+    return same and 0 < write.election < held.election
 
 
 def outdated(state: Delivered, write: WireWrite, applied: int) -> bool:

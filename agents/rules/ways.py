@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from agents.rules.duplicates import Grouping
 from agents.rules.filters import Predicate
 from agents.rules.mapping import CompiledMap
 from agents.rules.merge import RecordState
 from agents.rules.quality import Gate
 from agents.rules.takes import TargetGate
-from agents.rules.transforms import mail
 from models.errors import PermanentError
 from models.write import Body, OnDelete, at_path
 
@@ -28,7 +28,7 @@ class Way:
     version    of the route's map; 0 where maps are not versioned
     key        what names the target record: a path in the body, a template "{a}-{b}", or None: connection and record id
     once       duplicates are removed: of several emissions of one record in a chunk the last is enough
-    mail       top-level field of the body by which persons are the same one; None: no record is compared with others
+    unique     by which field of the body records are the same one; None: no record is compared with others
     beyond     what the target says that it takes, and what it refused; None: nothing is looked at
     """
 
@@ -47,7 +47,7 @@ class Way:
     same_key: SameKey
     gate: Gate
     once: bool
-    mail: str | None
+    unique: Grouping | None
     version: int = 0
     gone: frozenset[str] = frozenset()
     added: frozenset[str] = frozenset()
@@ -79,12 +79,6 @@ class Way:
 def leaves(way: Way, state: RecordState) -> bool:
     """The target shall no longer hold the record: it was deleted, or the filter keeps it out."""
     return state.deleted or (way.where is not None and not way.where(state.values))
-
-
-def address_of(body: Body, field: str) -> str | None:
-    """The mail address that a body names, without what two may differ in; None where it has none."""
-    found = body.get(field)
-    return (mail(found) if isinstance(found, str) else None) or None
 
 
 def key_of(body: Body, key: str) -> str:

@@ -47,6 +47,7 @@ class WireWrite(msgspec.Struct, kw_only=True, gc=False):
     keeps: tuple[str, ...] = ()
     always: bool = False
     election: int = 0
+    unique: str = ""
     position: int | None = None
     committed: int | None = None
     received: int | None = None
@@ -124,6 +125,8 @@ def _plain(write: Write) -> dict[str, Any]:
         plain["always"] = True
     if write.election:
         plain["election"] = write.election
+    if write.unique:
+        plain["unique"] = write.unique
     for name in ("successor", "renamed_from", "run", "position", "committed", "received"):
         if (value := getattr(write, name)) is not None:
             plain[name] = value

@@ -44,6 +44,10 @@ class Meta(Protocol):
     def reason(self) -> str: ...
     @property
     def version(self) -> int: ...
+    @property
+    def election(self) -> int: ...
+    @property
+    def unique(self) -> str: ...
 
 
 @dataclass(slots=True, kw_only=True)  # not frozen: see models/write.py
@@ -55,7 +59,7 @@ class Effect:
     was         body last written as far as we know (None: nothing, or unknown); `image` is the same, read
     id          the target's own id from an earlier result
     rename_to   the key this one becomes (body is None); in a target with `renames` the old record is renamed, data follows in its own write
-    meta        for columns that people read
+    meta        for columns that people read; `election`, `unique`: who of a group of duplicates may hold a value (see models/write.py)
     """
 
     object: str

@@ -2,8 +2,8 @@
 
 A table is `<schema>.<object>`: the map's fields as typed columns beside `_key` (primary key) and the other columns of META. A row is the
 whole record: a field the body does not have is NULL. When nobody speaks for a key any longer the row stays, `_deleted` true, because it
-holds the turn that keeps a late write from reviving it: `tombstone` and `mark` leave the values as they were last, `delete` empties them.
-What the target may not do: compare anything but turns, keep state of its own, or touch a table that another installation writes.
+holds the turn that keeps a late write from reviving it: `tombstone` and `mark` leave the values but unique ones, `delete` empties them.
+What it may not do: compare anything but turns (and elections: agents/elected.py), keep state of its own, or touch another one's table.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ import structlog
 from psycopg import sql
 from pydantic import Field, SecretStr
 
-from agents import catalogue
+from agents import catalogue, elected
 from agents.rules import sqltext
 from agents.rules.takes import Takes
 from agents.targets.base import Columns, Effect, Fault, Options
@@ -91,8 +91,8 @@ class Target:
 
     @staticmethod
     def refusal(name: str) -> str | None:
-        """Columns of META are ours; a longer name would be cut."""
-        if name in META:
+        """Columns of META and of elections are ours; a longer name would be cut."""
+        if name in META or name in elected.ELECTED:
             return f"{name} is a column that Headrace writes itself"
         return None if sqltext.is_name(name) else f"{name[:80]!r} {UNFIT}"
 
@@ -114,14 +114,15 @@ class Target:
             if refused := [column for column in columns if self.refusal(column)]:
                 raise PausedError(f"target {self.name}: {self.refusal(refused[0])}; rename it in the map")
         self._objects = dict(objects)
-        types, needed = {}, {}
+        types, more = {}, {}
         async with self._connection() as connection, connection.transaction():
             await connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [f"headrace {self.options.schema_}"])
             await self._schema(connection)
             for object_name, columns in objects.items():
                 types[object_name] = await self._table(connection, object_name, columns)
-                needed[object_name] = await catalogue.needed(connection, self.options.schema_, object_name, META)
-            made = {name: (self._upsert(name, kinds), self._upsert(name, {}, needed[name])) for name, kinds in types.items()}
+                table = elected.Table(self.options.schema_, object_name, types[object_name])
+                more[object_name] = await elected.prepare(connection, table, META)
+            made = {name: (self._upsert(name, kinds | more[name][0]), self._upsert(name, *more[name][1:])) for name, kinds in types.items()}
             # Composed here: for a call of a few rows that would be most of its work.
             statements = {name: (whole.as_bytes(connection), kept.as_bytes(connection)) for name, (whole, kept) in made.items()}
         self._types, self._statements = types, statements
@@ -134,23 +135,22 @@ class Target:
         groups: dict[tuple[str, bool], list[int]] = {}
         for place, effect in enumerate(effects):
             if effect.object not in self._objects:
-                raise PermanentError(
-                    f"target {self.name} has no table {effect.object}: no route of the flow writes it; redrive after mending the flow"
-                )
+                remedy = "no route of the flow writes it; redrive after mending the flow"
+                raise PermanentError(f"target {self.name} has no table {effect.object}: {remedy}")
             keeps = effect.json is None and effect.on_delete != "delete"
             groups.setdefault((effect.object, keeps), []).append(place)
         results: list[WriteResult] = [_STALE] * len(effects)
         async with self._connection() as connection:
             for (object_name, keeps), places in groups.items():
-                rows = [self._row(effects[place]) for place in places]
-                statement = statements[object_name][keeps]
+                some = [effects[place] for place in places]
+                rows = [self._row(effect) for effect in some]
+                table, sent = elected.Table(self.options.schema_, object_name, self._types[object_name]), b"[%b]" % b",".join(rows)
                 try:
-                    answer = await connection.execute(statement, [(b"[%b]" % b",".join(rows)).decode()])
+                    applied = await elected.execute(connection, statements[object_name][keeps], sent.decode(), table, some)
                 except (psycopg.DataError, psycopg.IntegrityError) as error:
                     if len(effects) == 1:
                         raise await self._culprit(connection, object_name, orjson.loads(rows[0]), error) from None
                     raise
-                applied = {key for (key,) in await answer.fetchall()}
                 for place in places:
                     if effects[place].key in applied:
                         results[place] = _WRITTEN if effects[place].json is not None else _DELETED
@@ -170,14 +170,14 @@ class Target:
         async with self._connection() as connection, connection.transaction():
             owners = self._table_name(OWNERS)
             there = await (await connection.execute("SELECT to_regclass(%s)", [owners.as_string(connection)])).fetchone()
-            if there is None or there[0] is None:
+            if there in (None, (None,)):
                 return []
             found = await connection.execute(sql.SQL("SELECT object FROM {} WHERE installation <> %s").format(owners), [self.installation])
             taken = [name for (name,) in await found.fetchall()]
             for name in taken:
-                await connection.execute(
-                    sql.SQL("UPDATE {} SET _turn = 0, _installation = %s").format(self._table_name(name)), [self.installation]
-                )
+                took = sql.SQL("UPDATE {} SET _turn = 0, _installation = %s").format(self._table_name(name))
+                await connection.execute(took, [self.installation])
+                await elected.forget(connection, self.options.schema_, name)
             await connection.execute(sql.SQL("UPDATE {} SET installation = %s").format(owners), [self.installation])
         return taken
 
@@ -250,6 +250,7 @@ class Target:
                 "_received": meta.received,
                 "_reason": meta.reason,
                 "_installation": self.installation,
+                **elected.of(meta),
             }
         )
         if effect.json is None or len(effect.json) == EMPTY:

@@ -1,4 +1,4 @@
-"""Gates on real Kafka and PostgreSQL: a swarm is held, refused, mended, told; what the table would refuse is stopped."""
+"""Gates on real Kafka and PostgreSQL: a swarm is held, refused, mended, told; what the table would refuse is stopped, or held back."""
 
 import asyncio
 import json
@@ -35,6 +35,8 @@ routes:
   gated: {from: acme/Contact, to: warehouse, map: contact, object: gated, gates: {delete: 5, null: 5}}
   open: {from: acme/Contact, to: warehouse, map: contact, object: open}
   strict: {from: acme/Contact, to: warehouse, map: contact, object: strict, quality: [required, target]}
+  sole:
+    {from: acme/Contact, to: warehouse, map: contact, object: sole, where: "Phone = '7'", quality: [required, duplicates], unique: title}
 """
 BODY = {"FirstName": "Z", "LastName": "M", "Title": "t", "Phone": "1", "AccountId": "001"}
 Rows = dict[str, str | None]
@@ -113,12 +115,12 @@ class Desk:
 
         return asyncio.run(read())
 
-    def letters(self, *stages: str) -> list[DeadLetter]:
-        """Open ones of the route `strict`."""
-        return [one for one in asyncio.run(list_letters(self.settings)) if one.route == "strict" and one.stage in (stages or (one.stage,))]
+    def letters(self, *stages: str, route: str = "strict") -> list[DeadLetter]:
+        """Open ones of the route."""
+        return [one for one in asyncio.run(list_letters(self.settings)) if one.route == route and one.stage in (stages or (one.stage,))]
 
-    def alter(self, change: str) -> None:
-        table = sql.Identifier(self.schema, "strict")
+    def alter(self, change: str, route: str = "strict") -> None:
+        table = sql.Identifier(self.schema, route)
         self.database.execute(sql.SQL("ALTER TABLE {} ").format(table) + sql.SQL(change))
 
 
@@ -178,6 +180,40 @@ def test_a_mass_delete_is_held_and_refused_a_mass_null_is_held_mended_and_resume
 
     assert desk.command("refill", "gated")["done"]
     desk.until("what was refused, told after all", lambda: desk.rows("gated").keys() == desk.rows("open").keys())
+
+
+def test_of_records_with_the_same_in_a_unique_column_one_stands_and_the_next_one_comes_back(desk: Desk) -> None:
+    def titled(title: str, *ids: int, kind: str = "UPDATE") -> None:
+        for n in ids:
+            desk.change(kind, range(n, n + 1), {**BODY, "Phone": "7", "Title": title} if kind == "CREATE" else {"Title": title})
+
+    def stand(**ids: int) -> None:
+        rows = {f"acme/003Qx{n:010d}AAA": title for title, n in ids.items()}
+        desk.until(f"{ids}", lambda: desk.rows("sole") == rows)
+
+    titled("X", 200, kind="CREATE")
+    stand(X=200)
+    desk.alter("ADD UNIQUE (title)", "sole")
+    titled("X", 201, 202, kind="CREATE")
+    stand(X=202)
+    desk.change("DELETE", range(202, 203))
+    stand(X=201)
+    titled("Y", 201)
+    stand(X=200, Y=201)
+    titled("X", 201)
+    stand(X=201)
+    titled("Y", *range(210, 230), kind="CREATE")
+    stand(X=201, Y=229)
+    for title in ("Y", "X", "Y"):
+        titled(title, 201, *range(210, 215))  # they exchange both values, time and again
+        titled("Z", 229)
+        titled("XY".replace(title, ""), 229)
+    stand(X=229, Y=214)
+    assert desk.letters(route="sole") == []
+    found = [row["total"] for row in desk.command("quality", "sole")["batches"]]
+    counts = [sum(row[name] for row in found) for name in ("inputCount", "passedCount", "failedCount", "duplicatesRemoved")]
+    assert counts[0] == sum(counts[1:]) > counts[1], counts
+    assert desk.command("quality", "sole")["learned"] == []
 
 
 @pytest.mark.slow

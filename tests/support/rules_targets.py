@@ -12,7 +12,7 @@ from models.write import Body, Outcome, WriteResult
 
 
 class Rows:
-    """A target that keeps whole rows, with or without comparing turns."""
+    """A target that keeps whole rows, with or without comparing turns. `unique`: a field that two rows may not have the same in."""
 
     options_class = Options
     batch_records, batch_bytes = 100, 1_000_000
@@ -21,9 +21,10 @@ class Rows:
     key_field: str | None = None
     default_object: str | None = None
 
-    def __init__(self, compares: bool) -> None:
-        self.compares = compares
+    def __init__(self, compares: bool, unique: str | None = None) -> None:
+        self.compares, self.unique = compares, unique
         self.rows: dict[str, tuple[int, Body | None]] = {}
+        self.elections: dict[str, int] = {}
 
     @staticmethod
     def refusal(name: str) -> str | None:
@@ -42,8 +43,21 @@ class Rows:
     def _write(self, effect: Effect) -> Outcome:
         if self.compares and effect.turn < self.rows.get(effect.key, (-1, None))[0]:
             return Outcome.STALE
+        if self.unique and not all(self._gives_way(effect, key) for key in self.rows if key != effect.key):
+            return Outcome.STALE
+        self.elections[effect.key] = effect.meta.election
         self.rows[effect.key] = (effect.turn, effect.body)
         return Outcome.WRITTEN if effect.body else Outcome.DELETED
+
+    def _gives_way(self, effect: Effect, key: str) -> bool:
+        """Whether a row does not hold the value, or no longer: an earlier election of the group let it stand."""
+        (turn, body), mine = self.rows[key], effect.body
+        if not (self.unique and body and mine and mine[self.unique] is not None and mine[self.unique] == body[self.unique]):
+            return True
+        assert effect.meta.election, "a record that is in no group meets its value in another row"
+        if earlier := self.elections[key] <= effect.meta.election:
+            self.rows[key] = turn, body | {self.unique: None}
+        return earlier
 
 
 class Users:

@@ -8,6 +8,7 @@ import random
 from collections import deque
 from collections.abc import Coroutine, Iterable
 from typing import Any, ClassVar
+from zlib import crc32
 
 import orjson
 
@@ -15,7 +16,7 @@ from agents.duplicates import duplicates_stage
 from agents.guard import Guard
 from agents.maps import InUse, Maps, load_maps
 from agents.process import process_stage
-from agents.rules.duplicates import Group
+from agents.rules.duplicates import Group, Grouping
 from agents.targets import iterable
 from agents.writer import Writer
 from models.envelope import Envelope, Kind, Reason
@@ -42,10 +43,11 @@ beside what the Contact of the same key says."""
 Log = dict[tuple[str, str], list[MemoryRecord]]
 
 
-def _maps(query: bool, filtered: bool, renames: bool, on_delete: str, groups: bool = False) -> tuple[Flow, Maps]:
+def _maps(query: bool, filtered: bool, renames: bool, on_delete: str, groups: str = "") -> tuple[Flow, Maps]:
     name = "world-people" if groups else "world-users" if renames else "world"
     route = {"from": [f"acme/{sobject}" for sobject in OBJECTS], "to": "warehouse", "map": f"maps/{name}.yaml", "on_delete": on_delete}
     route |= {"quality": ["duplicates"]} if groups else {} if renames else {"key": "k"}
+    route |= {"unique": groups} if groups not in ("", "mail") else {}
     route |= {"fetch": "query"} if query else {}
     route |= {"where": "a__c < 70"} if filtered else {}
     made = flow(route=route)
@@ -54,7 +56,13 @@ def _maps(query: bool, filtered: bool, renames: bool, on_delete: str, groups: bo
 
 
 SHAPES = {(q, f, r, d): _maps(q, f, r, d) for q in (False, True) for f in (False, True) for r in (False, True) for d in ("delete", "mark")}
-GROUPED = {(q, f, d): _maps(q, f, False, d, groups=True) for q in (False, True) for f in (False, True) for d in ("delete", "mark")}
+GROUPED = {
+    (q, f, d, by): _maps(q, f, False, d, by)
+    for q in (False, True)
+    for f in (False, True)
+    for d in ("delete", "mark")
+    for by in ("mail", "b", "email")
+}
 
 
 def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
@@ -77,7 +85,9 @@ class World:
         self.query, self.filtered = self.r.random() < 0.4, self.r.random() < 0.4
         made, maps = SHAPES[self.query, self.filtered, renames, self.r.choice(("delete", "mark"))]
         if groups:
-            made, maps = GROUPED[self.query, self.filtered, self.r.choice(("delete", "mark"))]
+            on_delete, by = self.r.choice(("delete", "mark")), self.r.choice(("mail", "b", "email"))
+            made, maps = GROUPED[self.query, self.filtered, on_delete, by]
+            self.other = GROUPED[self.query, self.filtered, on_delete, self.r.choice(("mail", "b", "email"))]
         self.flow, self.maps = made, maps
         self.stage, self.compare = process_stage(made, SETTINGS, self.for_process()), duplicates_stage(SETTINGS)
         self.truth: dict[str, dict[str, Any]] = {}
@@ -97,11 +107,14 @@ class World:
         self.unacked: deque[tuple[tuple[str, str], int, Result]] = deque()
         self.requests: deque[tuple[str, dict[str, str]]] = deque()
         self.reads: list[tuple[int, str, dict[str, str], str]] = []
-        self.writes: dict[str, list[MemoryRecord]] = {lane: [] for lane in LANES}
-        self.written = dict.fromkeys(LANES, 0)
+        self.parts = 3 if groups else 1  # rows of one value are in several partitions
+        self.writes: dict[tuple[str, int], list[MemoryRecord]] = {(lane, part): [] for lane in LANES for part in range(self.parts)}
+        self.written = dict.fromkeys(self.writes, 0)
         self.joins: dict[str, list[MemoryRecord]] = {lane: [] for lane in LANES}
         self.compared = dict.fromkeys(LANES, 0)
-        self.users, self.rows = Users(), Rows(compares=self.r.random() < 0.5)
+        self.switches = groups and self.r.random() < 0.3
+        field = self.same.field if groups and not self.switches else None
+        self.users, self.rows = Users(), Rows(compares=self.r.random() < 0.5, unique=field)
         target: Any = self.rows
         if renames:
             target = iterable.Target("warehouse", iterable.IterableOptions(api_key="k"), "t")
@@ -115,6 +128,21 @@ class World:
         if self.late:  # started with --from new: what happened before comes by snapshot only
             self.sent = len(self.history)
         self.first = self.sent
+
+    @property
+    def same(self) -> Grouping:
+        """By what the route now finds duplicates."""
+        found = self.maps.ways("acme/Contact")[0].unique
+        assert found is not None
+        return found
+
+    def switch(self) -> None:
+        """The worker begins anew with a flow that says another `unique:`."""
+        self.switches, self.late = False, True  # as people are told: all records are read again
+        self.flow, self.maps = self.other
+        self.unacked.clear()
+        self.read = {place: self.partition.offsets.get(log[0].topic, 0) if log else 0 for place, log in self.log.items()}
+        self.stage = process_stage(self.flow, SETTINGS, self.for_process())
 
     def for_process(self) -> InUse:
         """The maps that the processing agent has."""
@@ -249,7 +277,8 @@ class World:
                 self.requests.append((orjson.loads(output.value)["id"], {name: raw.decode() for name, raw in output.headers}))
             elif ".writes." in output.topic:
                 lane = "bulk" if output.topic.endswith(".bulk") else "live"
-                self.writes[lane].append(MemoryRecord(output.topic, len(self.writes[lane]), output.key, output.value))
+                log = self.writes[lane, crc32(output.key or b"") % self.parts]
+                log.append(MemoryRecord(output.topic, len(log), output.key, output.value))
             elif ".duplicates" in output.topic:
                 lane = "bulk" if output.topic.endswith(".bulk") else "live"
                 self.joins[lane].append(MemoryRecord(output.topic, len(self.joins[lane]), output.key, output.value))
@@ -273,15 +302,15 @@ class World:
 
     # -- delivery ---------------------------------------------------------------------------------------------------------------------
 
-    def deliver(self, lane: str, *, crash: bool = False) -> None:
+    def deliver(self, lane: str, part: int = 0, *, crash: bool = False) -> None:
         """The writer takes a few records; `crash`: the target was called, nothing of it is durable."""
-        at = self.written[lane]
-        chunk = self.writes[lane][at : at + self.r.choice((1, 1, 2, 4))]
+        at = self.written[lane, part]
+        chunk = self.writes[lane, part][at : at + self.r.choice((1, 1, 2, 4))]
         if not chunk:
             return
         result = run(self.writer.handle(Chunk(chunk[0].topic, 0, chunk), self.partition))
         if not crash:
-            self.written[lane] = at + len(chunk)
+            self.written[lane, part] = at + len(chunk)
             self.partition.store("delivered").values.update({key: value or b"" for key, value in result.state.get("delivered", ())})
             self._ship(result.outputs)
 
@@ -292,6 +321,8 @@ class World:
         r, x = self.r, self.r.random()
         if self.groups and r.random() < 0.3:
             self.decide(r.choice(LANES))
+        if self.switches and r.random() < 0.05:
+            self.switch()
         if x < 0.22:
             self.change()
         elif x < 0.42:
@@ -312,7 +343,8 @@ class World:
         elif x < 0.93:
             self.crash()
         else:
-            self.deliver(r.choice(LANES), crash=r.random() < 0.2)
+            part = r.randrange(self.parts) if self.groups else 0
+            self.deliver(r.choice(LANES), part, crash=r.random() < 0.2)
 
     def rest(self) -> None:
         """Everything on its way arrives. Raises AssertionError when it never ends."""
@@ -333,10 +365,10 @@ class World:
             for lane in LANES:
                 while self.decide(lane):
                     busy = True
-            for lane in LANES:
-                while self.written[lane] < len(self.writes[lane]):
+            for lane, part in self.r.sample(list(self.writes), len(self.writes)) if self.groups else self.writes:
+                while self.written[lane, part] < len(self.writes[lane, part]):
                     busy = True
-                    self.deliver(lane)
+                    self.deliver(lane, part)
             if not (busy or self.requests or self.reads):
                 return
         raise AssertionError("it never comes to rest")
@@ -363,12 +395,12 @@ class World:
         members = {name: {source.rpartition("/")[2] for source, m in group.members.items() if m.speaks} for name, group in groups.items()}
         known: dict[str, set[str]] = {}
         for id, body in wanted.items():
-            if body["email"] is not None:
-                known.setdefault(f"warehouse|route|{body['email']}", set()).add(id)
+            if (name := self.same.group(body)) is not None:
+                known.setdefault(f"warehouse|route|{name}", set()).add(id)
         if known != (members := {name: ids for name, ids in members.items() if ids}):
             return f"groups {members}, of which the source knows {known}"
         winners = {str(groups[name].winner()).rpartition("/")[2] for name in members}
-        stands = {f"acme/{id}": body for id, body in wanted.items() if body["email"] is None or id in winners}
+        stands = {f"acme/{id}": body for id, body in wanted.items() if self.same.group(body) is None or id in winners}
         return None if stands == found else f"should stand {stands}, found {found}"
 
     def people(self) -> dict[str, Body]:

@@ -109,11 +109,11 @@ class VersionsWorld(World):
         self.processing.at = self.lagging()
         return super().process(place)
 
-    def deliver(self, lane: str, *, crash: bool = False) -> None:
+    def deliver(self, lane: str, part: int = 0, *, crash: bool = False) -> None:
         if crash or self.r.random() < 0.1:  # another worker has the partition now; it may not know the last version yet
             self.writing.at = self.lagging()
             self.writer = self.new_writer(None)
-        super().deliver(lane, crash=crash)
+        super().deliver(lane, part, crash=crash)
 
     def step(self) -> None:
         if self.r.random() < 0.06:

@@ -8,7 +8,7 @@ import pytest
 from agents.map_file import read_map
 from agents.rules.mapping import Leaf, Step
 from agents.rules.takes import Takes
-from deploy.check_org import Org
+from deploy.check_org import Judged, Org
 from models.errors import PausedError, PermanentError, TemporaryError
 
 
@@ -182,7 +182,6 @@ LIMITED: dict[str, Any] = {
         (Leaf("Stage", ("s", "t")), Takes(values=frozenset({"a"})), []),
         (Leaf("Title", ("t",)), Takes(required=True), ["may be empty, t takes no null"]),
         (Leaf("Title", ("t",), default="x"), Takes(required=True), []),
-        (Leaf("Title", ("t",)), Takes(unique=True), ["the same in two records"]),
         (Leaf("Hidden", ("t",)), Takes(length=1, required=True), []),
     ],
 )
@@ -193,3 +192,36 @@ async def test_what_the_org_may_hold_and_the_target_does_not_take_is_told(leaf: 
     found = await Org("acme", described).beyond("Thing__c", [leaf], {".".join(leaf.target): takes})
     assert len(found) == len(told)
     assert all(wanted in one for wanted, one in zip(told, found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("path", "judged", "told"),
+    [
+        (
+            "Title",
+            Judged(),
+            ["Thing__c.Title may hold the same in two records, t takes it once: say `unique: t`, and `duplicates` in `quality`"],
+        ),
+        ("Title", Judged("email"), ["say `unique: t` (instead of email)"]),
+        ("Title", Judged("t"), []),
+        ("Title", Judged(key="t"), []),
+        ("Code", Judged(), []),
+        ("Code", Judged(sole=False), ["say `unique: t`"]),
+    ],
+)
+async def test_what_the_target_takes_once_is_told_with_the_line_that_sees_to_it(path: str, judged: Judged, told: list[str]) -> None:
+    async def described(_sobject: str) -> dict[str, Any]:
+        return LIMITED
+
+    found = await Org("acme", described).beyond("Thing__c", [Leaf(path, ("t",))], {"t": Takes(unique=True)}, judged)
+    assert len(found) == len(told)
+    assert all(wanted in one for wanted, one in zip(told, found, strict=True))
+
+
+async def test_a_unique_column_that_takes_no_null_is_told_because_who_goes_cannot_give_up_its_value() -> None:
+    async def described(_sobject: str) -> dict[str, Any]:
+        return LIMITED
+
+    takes = {"t": Takes(unique=True, required=True)}
+    [found] = await Org("acme", described).beyond("Thing__c", [Leaf("Code", ("t",))], takes, Judged("t"))
+    assert "cannot give up its value" in found

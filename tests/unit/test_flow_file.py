@@ -21,6 +21,7 @@ routes:
   contacts: {from: acme/Contact, to: warehouse, map: person}
 """
 ORG = "type: salesforce"
+UNIQUE = "map: person, quality: [duplicates], unique:"
 AGAIN = "{from: acme/Contact, to: warehouse, map: person}"
 ONE = "/data/ContactChangeEvent"
 ENVIRON = {"SF_CLIENT_ID": "the-client", "DATABASE_URL": "postgresql://u:hunter2@h/d", "FORMS_SECRET": "whsec_hunter2"}
@@ -62,6 +63,11 @@ def test_how_often_a_route_is_verified_is_a_length_of_time(tmp_path: Path, text:
 def test_a_strange_interval_of_verifying_is_told(tmp_path: Path, text: str) -> None:
     [(line, message, _)] = mistakes(tmp_path, GOOD.replace("map: person", f"map: person, verify: {text}"))
     assert (line, "verify" in message) == (9, True), message
+
+
+def test_what_keeps_no_records_is_not_compared(tmp_path: Path) -> None:
+    told = mistakes(tmp_path, GOOD.replace("from: acme/Contact", "from: acme/Paid__e").replace("map: person", f"{UNIQUE} email"))
+    assert any("never kept" in message and remedy == "leave it out" for _, message, remedy in told), told
 
 
 def test_what_keeps_no_records_is_not_verified(tmp_path: Path) -> None:
@@ -149,6 +155,12 @@ def test_variables_in_comments_are_not_asked_for(tmp_path: Path) -> None:
         ("map: person", "map: person, on_delete: drop", 9, "on_delete cannot be drop", "known: tombstone, delete, mark, ignore"),
         ("map: person", "map: person, quality: required", 9, "quality must be a list", "[a, b]"),
         ("map: person", "map: person, quality: [requird]", 9, "requird", "did you mean required?"),
+        ("map: person", "map: person, unique: email", 9, "needs the stage duplicates", "quality: [required, duplicates]"),
+        ("map: person", "map: person, quality: [types], unique: email", 9, "needs the stage", "quality: [types, duplicates]"),
+        ("map: person", f"{UNIQUE} email, on_delete: ignore", 9, "ignore keeps what was deleted", "on_delete: tombstone"),
+        ("map: person", f"{UNIQUE} [email]", 9, "unique must be text", "unique: a word"),
+        ("map: person", f"{UNIQUE} ''", 9, "unique: string should have at least 1", "change"),
+        ("map: person", f"{UNIQUE} {'x' * 101}", 9, "unique: string should have at most 100", "change"),
         ("to: warehouse", "to: warehose", 9, "there is no target warehose", "did you mean warehouse?"),
         ("acme/Contact", "acne/Contact", 9, "there is no connection acne", "did you mean acme?"),
         ("acme/Contact", "acme", 9, "names no sObject", "acme/Contact"),

@@ -79,6 +79,7 @@ def test_no_text_breaks_the_reading_of_a_map(tmp_path_factory: pytest.TempPathFa
     assert found is not None or problems
 
 
+UNIQUE = {"quality": ["required", "duplicates"]}
 BAD_ROUTES: list[tuple[dict[str, Any], str, str]] = [
     ({"to": "nowhere"}, "to", "unknown target nowhere"),
     ({"map": "acount"}, "map", "no built-in map acount"),
@@ -92,6 +93,9 @@ BAD_ROUTES: list[tuple[dict[str, Any], str, str]] = [
     ({"to": "marketing", "key": "title"}, "key", "names its records by email"),
     ({"to": "marketing", "map": "maps/world.yaml"}, "map", "never writes email"),
     ({"from": ["shop"]}, "map", "not for shop"),
+    (UNIQUE | {"unique": "tilte"}, "unique", "never writes tilte"),
+    (UNIQUE | {"unique": "title", "key": "title"}, "unique", "names its records by title"),
+    (UNIQUE | {"unique": "email", "to": "marketing"}, "unique", "names its records by email"),
 ]
 
 
