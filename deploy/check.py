@@ -20,6 +20,7 @@ from agents.rules.takes import Takes
 from agents.rules.ways import Way
 from agents.targets import find_target, known_types, make_target
 from agents.targets.base import Describing
+from deploy.check_canary import canary_misfit
 from deploy.check_fields import foretold
 from deploy.check_org import Described, Judged, Misfit, Org
 from deploy.context import read_settings
@@ -179,11 +180,8 @@ async def _check_org(
                         tight = await asyncio.wait_for(org.beyond(source.partition("/")[2], way.map.written, said, judged), PATIENCE)
                         beyond += [f"route {way.route}, map {way.map.name}, {one}" for one in tight]
         await asyncio.wait_for(_check_sight(found, name, connection, rest), PATIENCE)
-        unknown = await asyncio.wait_for(org.misfits(connection.canary.event, ()), PATIENCE) if connection.canary is not None else []
-        if unknown and connection.canary is not None:
-            remedy = "define it in Setup, Platform Events (no fields are needed), and let the user create it"
-            message = f"the org knows no platform event {connection.canary.event}, or hides it from the user"
-            found.document.wrong(("connections", name, "canary"), message, remedy)
+        if connection.canary is not None and (wrong := await asyncio.wait_for(canary_misfit(connection.canary, org, rest), PATIENCE)):
+            found.document.wrong(("connections", name, "canary"), *wrong)
         for sobject in connection.poll:
             for misfit in await asyncio.wait_for(org.misfits(sobject, ["SystemModstamp", "IsDeleted"]), PATIENCE):
                 if misfit.path is not None:  # an sObject that is not there is told at the route

@@ -6,7 +6,7 @@ What a target's own options mean is known to its file in agents/targets; here th
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from models.write import OnDelete
 
@@ -96,13 +96,28 @@ Seconds = Annotated[float, BeforeValidator(_seconds)]
 
 
 class Canary(Part):
-    """What shows that a connection is not deaf: a platform event, published when none was heard for `every` seconds, that every
-    subscription of the connection must hear within `budget` seconds.
+    """What shows that a subscription is not deaf: it must hear of it within `budget` seconds.
+
+    event    a platform event, published when none was heard for `every` seconds; every subscription of the connection hears it
+    record   "<sObject>/<id>": a record whose text `field` is changed when the channel that brings the sObject was quiet for `every` seconds
     """
 
-    event: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,79}__e$")
+    event: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z0-9_]{0,79}__e$")
+    record: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z0-9_]{0,79}/[A-Za-z0-9]{15}([A-Z0-5]{3})?$")
+    field: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z0-9_]{0,79}$")
     every: Seconds = Field(default=60.0, ge=1)
     budget: Seconds = Field(default=30.0, ge=1)
+
+    @model_validator(mode="after")
+    def _one(self) -> "Canary":
+        if (self.event is None) == (self.record is None) or (self.record is None) != (self.field is None):
+            raise ValueError("a canary is an event (Canary__e), or a record (Canary__c/a00…) and a text field of it")
+        return self
+
+    @property
+    def sobject(self) -> str:
+        """Of the event, or the record."""
+        return self.event or (self.record or "").partition("/")[0]
 
 
 class Salesforce(Part):
@@ -149,6 +164,12 @@ class Salesforce(Part):
         changes = [channel for channel in self.channels if not channel.startswith(EVENTS)]
         several = [channel for channel in changes if not self.channels[channel] and channel_sobject(channel) is None]
         return [*named, *several, *changes, ALL_CHANGES][0]
+
+    def brings(self, channel: str, sobject: str) -> bool:
+        """Whether changes of an sObject that no route reads come by a channel, as far as the flow says."""
+        only = channel_sobject(channel)
+        carried = (only,) if only else self.channels.get(channel, ())
+        return not channel.startswith(EVENTS) and (not carried or sobject in carried)
 
 
 class Webhook(Part):

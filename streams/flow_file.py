@@ -92,6 +92,7 @@ def read_flow(path: Path, environ: Mapping[str, str]) -> FlowFile:
         _check_channels(document, sections["connections"], routes)
         _check_polls(document, connections, routes)
     flow = Flow(connections=connections, targets=targets, routes=routes, folder=str(path.parent))
+    _check_canaries(document, flow)
     return FlowFile(document, flow)
 
 
@@ -327,14 +328,22 @@ def _check_channels(document: Document, connections: Mapping[str, Any], routes: 
             else:
                 carried[channel] = [sobject] if (sobject := channel_sobject(channel)) else names
                 _check_twice(document, at, channel, carried)
-        event = canary.get("event") if isinstance(canary := raw.get("canary"), dict) else None
-        if any(f"{name}/{event}" in route.sources for route in routes.values()):
-            remedy = "define an event of its own for the canary"
-            document.wrong(("connections", name, "canary"), f"{event} is the canary's, and a route reads it", remedy)
         if carried and all(carried.values()):
             polled = raw.get("poll") if isinstance(raw, dict) else None
             names = [*(polled if isinstance(polled, dict) else ()), *(sobject for names in carried.values() for sobject in names)]
             _check_carried(document, name, names, routes)
+
+
+def _check_canaries(document: Document, flow: Flow) -> None:
+    for name, connection in flow.connections.items():
+        if isinstance(connection, Salesforce) and (canary := connection.canary) is not None:
+            place, channels = ("connections", name, "canary"), flow.channels(name)
+            if flow.routes_from(f"{name}/{canary.sobject}"):
+                remedy = "define an event, or an sObject, of its own for the canary"
+                document.wrong(place, f"{canary.sobject} is the canary's, and a route reads it", remedy)
+            elif canary.record and channels and not any(connection.brings(channel, canary.sobject) for channel in channels):
+                message = f"{canary.sobject} is the canary's, and no channel that is subscribed to brings it"
+                document.wrong(place, message, "add it to one of `channels:`, or use an event")
 
 
 def _check_events(document: Document, at: Path_, channel: str, names: Sequence[str], events: dict[str, str]) -> None:

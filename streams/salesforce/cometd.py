@@ -162,8 +162,10 @@ class _Fence(ReplayMarkerStorage):  # type: ignore[misc]
         nameless = [m for m in payload if "channel" not in m and ("error" in m or "successful" in m)]
         events = [m for m in payload if m not in nameless and not str(m.get("channel", "")).startswith(("/meta/", "/service/"))]
         if events and self._ear is not None:
-            aside, events = [m for m in events if m.get("channel") == self.aside], [m for m in events if m.get("channel") != self.aside]
-            for message in aside:
+            heard = events
+            if self.aside:
+                heard, events = [m for m in events if m.get("channel") == self.aside], [m for m in events if m.get("channel") != self.aside]
+            for message in heard:
                 self.delivered = now
                 self._ear(message)
         if events:
@@ -278,7 +280,7 @@ def loads(raw: str) -> Any:
 class Session:
     """One subscription to one channel, from `replay` (a position, -1 or -2). Open it, take batches, close it; it is never reopened.
 
-    aside     a second channel, from now on, and who takes its messages; a refusal of it is logged
+    aside     a second channel, from now on, and who takes its messages; a refusal of it is logged. "": none, and who hears the first
     silence   seconds without any reply after which the session is given up; after twice as many without an event a new one looks
               whether the subscription still stands (Salesforce can withhold events from a session that it answers)
     """
@@ -313,7 +315,7 @@ class Session:
         if self._fence.error is None and self._channel not in client.subscriptions:
             self._fence.fail(SessionLostError("unsubscribed", f"{self._channel} was not confirmed by Salesforce"))
         self._raise_if_lost()
-        if self._aside is not None:
+        if self._aside is not None and self._aside[0]:
             await self._listen_aside(client, self._aside[0])
         self._raise_if_lost()
         self._watch = asyncio.create_task(self._watch_transport(client))

@@ -1,6 +1,6 @@
 """Reading Salesforce by REST: simple-salesforce in threads, with our own address, API version, time-outs and error classes.
 
-It never writes a record; it publishes the canary's event. Every value that comes from outside is checked before it stands in SOQL
+It writes nothing but what the canary does. Every value that comes from outside is checked before it stands in SOQL
 (`check_id`, `check_name`).
 """
 

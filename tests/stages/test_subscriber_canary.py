@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
@@ -88,11 +89,45 @@ async def test_while_the_org_is_silent_to_all_it_stays_unready_and_loses_nothing
         await until(lambda: _last(told), lambda said: said[0], task=task)
 
 
-@pytest.mark.parametrize("how", ["no such event", "no calls left", "not to be read"])
+async def made(desk: Desk) -> str:
+    """A record that no route reads, to be touched."""
+    values = {"LastName": "Canary", "Company": "Headrace"}
+    return str((await desk.call("POST", "transaction", changes=[{"op": "create", "type": "Lead", "values": values}]))["ids"][0])
+
+
+async def test_a_deaf_session_is_found_by_a_record_that_is_touched_and_heard_on_the_channel_itself(settings: Settings, desk: Desk) -> None:
+    told, missed, heard, lead = Told(), canaries("missed"), canaries("heard"), await made(desk)
+    flow = flow_for(desk.url, canary={"record": f"Lead/{lead}", "field": "Title", "every": "1s", "budget": "2s"})
+    async with subscribed(settings, flow, health=told) as task:
+        await connected(desk, task)
+
+        async def sang() -> bool:
+            return canaries("heard") > heard
+
+        await until(sang, bool, task=task)
+        person = await desk.create("Before")
+        await until(lambda: arrived(settings, "Contact"), lambda a: len(a) == 1, task=task)
+        await desk.fault("silent", variant="session")
+
+        async def deaf() -> bool:
+            await desk.update(person, "while deaf")
+            return canaries("missed") > missed
+
+        await until(deaf, bool, task=task)
+        wanted = await desk.published("Contact")
+        await until(lambda: arrived(settings, "Contact"), lambda a: a == wanted, task=task)
+        await until(lambda: _last(told), lambda said: said == (True, ""), task=task)
+    assert any(not ok and "Title of Lead/" in why and "Change Data Capture" in why for ok, why in told.said)
+
+
+@pytest.mark.parametrize("how", ["record is gone", "no such event", "no calls left", "not to be read"])
 async def test_what_cannot_be_published_proves_nothing(settings: Settings, desk: Desk, how: str) -> None:
     before = canaries("failed"), canaries("held"), canaries("missed")
-    event = "Nobody_Defined__e" if how == "no such event" else EVENT
-    async with subscribed(settings, flow_for(desk.url, canary={"event": event, "every": 1, "budget": 1})) as task:
+    singing: dict[str, Any] = {"event": "Nobody_Defined__e" if how == "no such event" else EVENT}
+    if how == "record is gone":
+        singing = {"record": f"Lead/{(lead := await made(desk))}", "field": "Title"}
+        await desk.call("POST", "transaction", changes=[{"op": "delete", "type": "Lead", "id": lead}])
+    async with subscribed(settings, flow_for(desk.url, canary=singing | {"every": 1, "budget": 1})) as task:
         await connected(desk, task)
         if how == "no calls left":
             await desk.fault("daily-limit", variant="api")

@@ -303,6 +303,36 @@ def test_channels_are_a_list_or_say_what_is_read_from_each(tmp_path: Path) -> No
     assert [line for line, _, _ in mistakes(tmp_path, GOOD.replace(ORG, f"{ORG}, canary: {{event: Canary__e, budgt: 5s}}", 1))] == [2]
 
 
+RECORD = "record: Canary__c/a00Qx0000000001AAA"
+
+
+@pytest.mark.parametrize(
+    ("canary", "channels", "message"),
+    [
+        ("event: Canary__e", None, None),
+        (f"{RECORD}, field: Beat__c", None, None),
+        (f"{RECORD}, field: Beat__c", "{/data/A__chn: [Contact, Lead, Canary__c]}", None),
+        (f"{RECORD}, field: Beat__c", "{/data/A__chn: [Contact, Lead]}", "no channel that is subscribed to brings it"),
+        (f"{RECORD}, field: Beat__c", f"[{ONE}]", "no channel that is subscribed to brings it"),
+        ("event: Contact", None, "event cannot be Contact"),
+        (f"event: Canary__e, {RECORD}, field: Beat__c", None, "an event (Canary__e), or a record"),
+        (RECORD, None, "an event (Canary__e), or a record"),
+        ("field: Beat__c", None, "an event (Canary__e), or a record"),
+        ("event: Canary__e, field: Beat__c", None, "an event (Canary__e), or a record"),
+        ("every: 5s", None, "an event (Canary__e), or a record"),
+        ("record: Canary__c/1' OR Id != null, field: Beat__c", None, "record cannot be"),
+        ("record: a00Qx0000000001AAA, field: Beat__c", None, "record cannot be"),
+        ("record: Contact/003Qx0000000001AAA, field: Title", None, "Contact is the canary's, and a route reads it"),
+    ],
+)
+def test_a_canary_is_an_event_or_a_record_that_no_route_reads_and_a_channel_brings(
+    tmp_path: Path, canary: str, channels: str | None, message: str | None
+) -> None:
+    given = f"{ORG}, canary: {{{canary}}}" + (f", channels: {channels}" if channels else "")
+    found = [text for _, text, _ in mistakes(tmp_path, GOOD.replace(ORG, given, 1))]
+    assert (len(found), message in found[0]) == (1, True) if message else not found, found
+
+
 def test_the_parts_without_mistakes_can_be_worked_with(tmp_path: Path) -> None:
     path = tmp_path / "flow.yaml"
     path.write_text(GOOD.replace("flow: jwt", "flow: jwd").replace("schema: crm", "schema: ${NONE}"))
