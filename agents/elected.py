@@ -17,10 +17,12 @@ from agents.targets.base import Effect, Meta
 
 ELECTED = {"_election": "bigint", "_elected_by": "text"}
 """Columns of a table that has unique ones: by which election the row stands, of a group of which field. Null: nobody had to decide."""
+ADDRESS = f"{MAIL} in any case"
+"""What stands there for groups of mail addresses: whoever says `unique: email` has others."""
 EXACT = frozenset("text citext uuid boolean numeric bigint integer smallint timestamptz jsonb".split())  # noqa: SIM905 - one line
 """Types that keep a value as it is. Where a column rounds or pads, two groups may have the same there: the table judges alone."""
 ELECTION = """
-CASE WHEN s._elected_by = {name} AND t._route = s._route AND to_jsonb(t.{column}) = to_jsonb(s.{column})
+CASE WHEN s._elected_by = ANY ({names}) AND t._route = s._route AND to_jsonb(t.{column}) = to_jsonb(s.{column})
 THEN CASE WHEN t._elected_by = s._elected_by THEN t._election ELSE 0 END END
 """
 """Of row `t`, where the write `s` is of the group to which both values belong, else null. As JSON they are compared as groups are."""
@@ -59,7 +61,7 @@ async def prepare(
 
 def of(meta: Meta) -> dict[str, Any]:
     """Values of ELECTED in the JSON of a row."""
-    return {"_election": meta.election, "_elected_by": meta.unique or MAIL} if meta.election else {}
+    return {"_election": meta.election, "_elected_by": meta.unique or ADDRESS} if meta.election else {}
 
 
 async def execute(connection: psycopg.AsyncConnection, statement: bytes, rows: str, table: Table, effects: Sequence[Effect]) -> set[str]:
@@ -115,6 +117,6 @@ def _among(text: str, table: Table, column: str, **more: sql.Composable) -> sql.
         table=sql.Identifier(table.schema, table.name),
         rows=sent.format(name, sql.SQL(table.kinds[column])),
         column=name,
-        election=sql.SQL(ELECTION).format(name=sql.Literal(column), column=name),
+        election=sql.SQL(ELECTION).format(names=sql.Literal([column, ADDRESS] if column == MAIL else [column]), column=name),
         **more,
     )

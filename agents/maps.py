@@ -287,9 +287,11 @@ def _check(
 def _check_unique(name: str, route: Route, facts: TargetFacts, written: set[str]) -> list[Problem]:
     """Between records of one target key the writer decides, and a target that renames hands writes from key to key."""
     place, field, named = ("routes", name, "unique"), str(route.unique), facts.key_field or route.key
-    if facts.renames or field == named:
+    if field == named:
         message = f"the target {route.to} names its records by {named}: those that share it are one record there"
         return [Problem(place, message, "remove `unique:`")]
+    if facts.renames:
+        return [Problem(place, f"`unique:` is not for the target {route.to}, which renames a record when its {named} changes", "remove it")]
     if field in written:
         return []
     message = f"the map {route.map} never writes {field}, which `unique:` names"

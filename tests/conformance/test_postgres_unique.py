@@ -39,10 +39,10 @@ class Table:
 async def table(database_url: str) -> AsyncIterator[Table]:
     rig = PostgresRig(database_url)
     await rig.start()
-    rig.columns = {"name": "text", "code": "text", "n": "number"}
+    rig.columns = {"name": "text", "code": "text", "email": "text"}
     target = rig.target("warehouse", "t")
     await target.start({"person": rig.columns})
-    await rig.run("ALTER TABLE {}.person ADD UNIQUE (code)")
+    await rig.run("ALTER TABLE {}.person ADD UNIQUE (code), ADD UNIQUE (email)")
     await target.start({"person": rig.columns})
     yield Table(rig, target)
     await target.close()
@@ -87,6 +87,13 @@ async def test_who_is_in_no_group_with_the_row_that_holds_the_value_is_refused(t
     assert await table.rows() == {"a": [True, "X", None]}
 
 
+async def test_groups_of_mail_addresses_are_others_than_those_of_the_field_email(table: Table) -> None:
+    assert await table.tell(table.row("a", {"email": "x"}, 8, by="")) == [WRITTEN]
+    assert await table.tell(table.row("b", {"email": "x"}, 9, by="")) == [WRITTEN]
+    assert await table.tell(table.row("a", {"email": "x"}, 8, by="")) == [STALE]
+    assert await table.tell(table.row("c", {"email": "x"}, 1, by="email")) == [WRITTEN]
+
+
 @pytest.mark.parametrize("held", [{"election": 0}, {"election": 99, "by": "name"}])
 async def test_who_stood_before_the_flow_said_what_is_unique_gives_way(table: Table, held: Any) -> None:
     await table.tell(table.row("a", {"code": "X"}, **held))
@@ -121,7 +128,8 @@ async def test_among_standing_rows_only_a_value_is_kept_and_a_column_that_takes_
 
 
 async def test_a_row_marked_before_the_column_was_unique_gives_way_and_the_table_is_looked_at_again(table: Table) -> None:
-    await table.rig.run("ALTER TABLE {}.person DROP CONSTRAINT person_code_key, DROP COLUMN _election, DROP COLUMN _elected_by")
+    gone = "DROP CONSTRAINT person_code_key, DROP CONSTRAINT person_email_key, DROP COLUMN _election, DROP COLUMN _elected_by"
+    await table.rig.run("ALTER TABLE {}.person " + gone)
     await table.target.start({"person": table.rig.columns})
     await table.tell(table.row("a", {"code": "X"}))
     await table.tell(table.row("a", None))

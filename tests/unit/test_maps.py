@@ -96,6 +96,7 @@ BAD_ROUTES: list[tuple[dict[str, Any], str, str]] = [
     (UNIQUE | {"unique": "tilte"}, "unique", "never writes tilte"),
     (UNIQUE | {"unique": "title", "key": "title"}, "unique", "names its records by title"),
     (UNIQUE | {"unique": "email", "to": "marketing"}, "unique", "names its records by email"),
+    (UNIQUE | {"unique": "title", "to": "marketing"}, "unique", "renames a record when its email changes"),
 ]
 
 
