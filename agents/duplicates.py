@@ -54,6 +54,7 @@ class _Chunk:
         for _ in each_record(STAGE, self.chunk.records, self._one, topics=self.topics, redrive_to=self.chunk.topic, dead=self.outputs):
             pass
         changes: Changes = [*((key, group.encode()) for key, group in self.groups.items()), *self.writes.items()]
+        self.tally.count()
         counted, results = self.tally.close(TABLE, self.partition, self.topics, self.chunk.records[0].timestamp)
         return Result([*self.outputs, *results], {TABLE: [*changes, *counted]} if changes or counted else {})
 

@@ -32,13 +32,12 @@ from agents.rules.ways import Way
 from agents.rules.writes import encode_write
 from agents.states import States
 from agents.tables import RECORDS, SEEN, Seen, records_key, seen_key
-from agents.tally import Last, Once, Tally, failed
+from agents.tally import Last, Once, Tally, counted, failed
 from models.envelope import ALWAYS_EMITS, Envelope, Kind, Reason
 from models.errors import PermanentError, SettingsError
 from models.flow import Flow
 from models.settings import Settings
 from models.write import Body, Op, Write
-from streams import metrics
 from streams.engine.stage import Chunk, Output, Partition, Record, Result, Stage
 from streams.topics import Inbound, Topics
 
@@ -77,9 +76,10 @@ def process_stage(flow: Flow, settings: Settings, maps: InUse, held: HeldRoutes 
             missed.update(work.strange)
             return await handle(chunk, partition)
         if work.swarm and (why := watch.passed(work.swarm, partition.share(), work.now())):
-            again = work.anew()
-            again.paused |= why.keys()
-            return watch.hold(again.run(), why)
+            work = work.anew()
+            work.paused |= why.keys()
+            result = watch.hold(work.run(), why)
+        counted(work.inbound, work.outcomes, work.emitted, work.tally)
         return result
 
     return Stage(
@@ -149,11 +149,10 @@ class Processing:
                 outcome = self._guarded(record, None, self._one, record, self.plan)
                 if self.merging:
                     again = self.anew(careful=True)
-                    again.strange, self.swarm = self.strange, again.swarm
+                    again.strange, self.swarm, self.tally = self.strange, again.swarm, again.tally
+                    self.outcomes, self.emitted = again.outcomes, again.emitted
                     return again.run()
                 self.outcomes[outcome or "dead"] += 1
-        for name, count in self.outcomes.items():
-            metrics.PROCESSED.labels(self.inbound.connection, self.inbound.sobject, name).inc(count)
         return self.result()
 
     def anew(self, *, careful: bool = False) -> "Processing":
@@ -165,8 +164,6 @@ class Processing:
     def result(self) -> Result:
         """What was made so far."""
         self.outputs += self.asked.outputs()
-        for (route, target), count in self.emitted.items():
-            metrics.EMITTED.labels(route, target).inc(count)
         state: dict[str, list[tuple[bytes, bytes | None]]] = {}
         if touched := {held.key: held.state for held in self.held.values() if held.touched}:
             state[RECORDS] = [(key, self.known.put(known)) for key, known in touched.items()]

@@ -28,6 +28,7 @@ from agents.rules.merge import RecordState
 from agents.rules.refused import refuse
 from agents.states import States
 from agents.tables import RECORDS, records_key
+from agents.tally import counted
 from models.errors import PermanentError
 from models.settings import Settings
 from streams.engine.stage import Changes, Chunk, Output, Partition, Record, Result, Stage
@@ -166,6 +167,7 @@ class Refill:
         )
         work.ways = self._gates(work.ways)
         asked = sum(not work.again(id, raw, step.route, run) for id, raw in pairs)
+        counted(work.inbound, work.outcomes, work.emitted, work.tally)
         return work.result(), asked
 
 

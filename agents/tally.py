@@ -6,6 +6,7 @@ week, each in the place of the one a week before it.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -14,7 +15,7 @@ from agents.rules.quality import Fault
 from streams import metrics
 from streams.engine.stage import Changes, Output, Partition
 from streams.quality import HOUR_MS, HOURS, Batch, Counted, Failure, Result
-from streams.topics import Topics
+from streams.topics import Inbound, Topics
 
 MARK = b"\x01quality|"
 """No source and no group begins so."""
@@ -49,11 +50,25 @@ class Tally:
             batch.at, batch.chunk = timestamp, routes
             for route, result in routes.items():
                 batch.routes.setdefault(route, Counted()).add(result)
-                _measure(route, result)
             outputs.append(Output(topics.quality, f"{self.stage}/{partition.number}/{name}".encode(), msgspec.json.encode(batch)))
             batch.chunk = {}
             changes.append((key, msgspec.json.encode(batch)))
         return changes, outputs
+
+    def count(self) -> None:
+        """In the metrics: once the chunk's result is the one that stands."""
+        for routes in self._batches.values():
+            for route, result in routes.items():
+                _measure(route, result)
+
+
+def counted(inbound: Inbound, outcomes: Mapping[str, int], emitted: Mapping[tuple[str, str], int], tally: Tally) -> None:
+    """In the metrics, what became of a chunk of an in-topic: by outcome, by route and target, and its quality."""
+    for outcome, count in outcomes.items():
+        metrics.PROCESSED.labels(inbound.connection, inbound.sobject, outcome).inc(count)
+    for (route, target), count in emitted.items():
+        metrics.EMITTED.labels(route, target).inc(count)
+    tally.count()
 
 
 def _read(raw: bytes | None) -> Batch | None:

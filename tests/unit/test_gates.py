@@ -1,9 +1,11 @@
 """Gates against swarms: which of them hold a route, that the target sees nothing of it, and that the other routes go on."""
 
 import json
+from collections import Counter
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 from pydantic import ValidationError
 
 from agents.gates import Watch
@@ -57,6 +59,29 @@ async def test_a_mass_delete_holds_its_route_and_no_record_leaves_the_target() -
     p.paused = set()
     assert (await p.tell("CREATE", range(20, 22), BODY))["gated"] == 2, "it goes on"
     assert len(p.pauses) == 1
+
+
+def counted() -> Counter[str]:
+    """What the metrics say was processed, by outcome, emitted, by route, and of each route good."""
+    told = {
+        "headrace_records_processed_total": "outcome",
+        "headrace_writes_emitted_total": "route",
+        "headrace_quality_records_total": "route",
+    }
+    found: Counter[str] = Counter()
+    for family in REGISTRY.collect():
+        for sample in family.samples:
+            if sample.name in told:
+                found[f"{family.name.removeprefix('headrace_')} {sample.labels[told[sample.name]]}"] += int(sample.value)
+    return found
+
+
+async def test_a_chunk_that_is_done_again_for_a_gate_counts_once_and_as_it_stands() -> None:
+    p = Gated(null=3)
+    await p.tell("CREATE", range(8), BODY)
+    before = counted()
+    assert await p.tell("UPDATE", range(6), {"Title": None}) == {"gated": 0, "open": 6}
+    assert counted() - before == {"records_processed changed": 6, "writes_emitted open": 6, "quality_records open": 6}
 
 
 async def test_a_field_that_becomes_empty_everywhere_holds_the_route() -> None:
