@@ -82,6 +82,20 @@ async def close_producer(producer: AIOKafkaProducer, seconds: float) -> None:
             task.cancel()
         with suppress(KafkaError):
             await producer.client.close()
+    finally:
+        _heard(producer)
+
+
+def _heard(producer: AIOKafkaProducer) -> None:
+    """How a producer ended, aiokafka tells each batch that waited and the transaction; nobody asks them: that would be a line of the log
+    each.
+    """
+    told = [batch._drain_waiter for batches in producer._message_accumulator._batches.values() for batch in batches]
+    if producer._txn_manager is not None:
+        told.append(producer._txn_manager.wait_for_transaction_end())
+    for future in told:
+        if future is not None and future.done() and not future.cancelled():
+            future.exception()
 
 
 async def _abort(producer: AIOKafkaProducer) -> None:
@@ -221,10 +235,7 @@ class TransactionalPublisher:
         """What ended aiokafka's sender, if it ended: nothing can be sent by this producer any more."""
         if (error := producer._message_accumulator._exception) is None:
             return None
-        for batches in producer._message_accumulator._batches.values():
-            for batch in batches:  # aiokafka tells each of the end, and nobody asks: that would be a line of the log each
-                if batch._drain_waiter.done() and not batch._drain_waiter.cancelled():
-                    batch._drain_waiter.exception()
+        _heard(producer)
         wrapped = our_error(error, f"the transaction of {self.id}")
         return wrapped if isinstance(wrapped, FatalError) else FatalError(str(wrapped))
 

@@ -1,8 +1,10 @@
 """Publishing and reading back on a real Kafka: all or nothing, fenced, batched, to the end."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
@@ -78,6 +80,22 @@ async def test_a_fenced_publisher_raises_fatal_and_writes_nothing(settings: Sett
             with pytest.raises(FatalError, match="took over"):
                 await first.send(outputs(settings, range(3)))
     assert await arrived(settings) == []
+
+
+async def test_a_fenced_publisher_leaves_no_error_behind_that_nobody_asked_for(settings: Settings) -> None:
+    left: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: left.append(context["message"]))
+
+    async def fenced(**offsets: Any) -> None:
+        first, second = (TransactionalPublisher(settings, f"{settings.installation}.x") for _ in range(2))
+        async with first, second:
+            with pytest.raises(FatalError, match="took over"):
+                await first.send(outputs(settings, range(300), size=5000), **offsets)
+
+    await fenced()
+    await fenced(offsets={TopicPartition(f"{settings.installation}.out", 1): 7}, group=settings.installation)
+    gc.collect()
+    assert left == []
 
 
 async def test_an_abort_that_took_too_long_is_waited_for_not_begun_again(settings: Settings) -> None:
