@@ -10,7 +10,7 @@ import pytest
 
 from deploy.demo import compare_now, send_hook, settle
 from deploy.rig import FLOW, Rig
-from tests.support.rigs import explain, record_calls, rig, verdict_of
+from tests.support.rigs import explain, metric, nothing_waits, record_calls, rig, verdict_of
 
 pytestmark = [pytest.mark.kafka, pytest.mark.postgres, pytest.mark.timeout(300)]
 CONVERTED = """
@@ -167,7 +167,7 @@ def test_a_paused_target_waits_with_its_writes_the_other_goes_on_and_everything_
     with flow.database() as database:
         assert settle(flow, database).equal
         assert flow.command("pause", "warehouse", "--because", "moving")[0] == 0
-        time.sleep(2.5)  # what the command promises
+        _heard(flow, "target", "warehouse")
         lead = _lead(flow, "paused@example.org")
         flow.await_("the user", lambda: "paused@example.org" in _users(flow))
         flow.kill("worker")
@@ -186,14 +186,18 @@ def test_a_paused_route_tells_what_changed_once_it_is_resumed_and_others_of_its_
         assert settle(flow, database).equal
         code, printed = flow.command("pause", "leads", "--json")
         assert (code, json.loads(printed)["what"]) == (0, "route"), printed
-        time.sleep(2.5)
+        _heard(flow, "route", "leads")
         flow.ask("POST", "/sandbox/change", {"rate": 40, "seconds": 4, "seed": 9})
         flow.await_("the changes", lambda: flow.ask("GET", "/sandbox/change")["runs"][-1]["finished"])
-        flow.await_("nothing waits", lambda: not any(hop["lag"] for hop in _status(flow)["hops"]))
+
+        def only_leads_wait() -> bool:
+            return all(text.startswith("person 00Q") for text in compare_now(flow, database).differences)
+
+        flow.await_("all but leads", only_leads_wait)
+        nothing_waits(flow)
         [held] = _status(flow)["held"]
         assert held["waiting"] > 0
-        wrong = [text for text in compare_now(flow, database).differences if not text.startswith("person 00Q")]
-        assert wrong == [], "only leads wait"
+        assert only_leads_wait()
         code, printed = flow.command("verify", "acme/Lead", "--target", "warehouse")
         assert (code, "route leads is paused" in printed) == (1, True), printed
         flow.kill("worker")
@@ -224,6 +228,7 @@ def test_a_refill_brings_back_what_the_targets_lost_without_a_call_to_salesforce
         assert settle(flow, database).equal
         database.execute("DELETE FROM crm.person WHERE _key LIKE 'acme/003%'")
         flow.ask("DELETE", "/sandbox/users", target="iterable")
+        nothing_waits(flow)
         calls = record_calls(flow)
         for route in ("contacts", "people"):
             code, printed = flow.command("refill", route, "--json")
@@ -267,7 +272,7 @@ def test_of_persons_with_one_address_the_newest_stands_and_the_next_comes_back_w
         flow.await_("the newer one in its place", lambda: standing() == [f"acme/{second}"])
         _delete(flow, "Lead", [second])
         flow.await_("the first one again", lambda: standing() == [f"acme/{first}"])
-        flow.await_("all", lambda: not any(hop["lag"] for hop in _status(flow)["hops"]))
+        nothing_waits(flow)
         twice = "SELECT count(*), count(DISTINCT email) FROM crm.single WHERE NOT _deleted AND email IS NOT NULL"
         ((count, addresses),) = database.execute(twice).fetchall()
         assert count == addresses > 50
@@ -314,6 +319,11 @@ def _records(flow: Rig, kind: str) -> dict[str, Any]:
 
 def _delete(flow: Rig, kind: str, ids: Sequence[str]) -> None:
     flow.ask("POST", "/sandbox/transaction", {"changes": [{"op": "delete", "type": kind, "id": id} for id in ids]})
+
+
+def _heard(flow: Rig, what: str, name: str) -> None:
+    """Until the worker knows of the pause."""
+    flow.await_("the pause to be heard", lambda: metric(flow, "worker", "headrace_held", what=what, name=name, cause="people") == 1)
 
 
 def _status(flow: Rig) -> Any:

@@ -72,7 +72,7 @@ def test_every_recorded_event_ends_as_a_row_a_dead_letter_or_a_repaired_incident
             }
 
         with suppress(LocalServiceError):
-            made.await_("every recorded event", lambda: not missing(), 30)
+            made.await_("every recorded event", lambda: not missing())
         assert missing() == {}
 
 

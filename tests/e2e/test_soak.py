@@ -20,7 +20,7 @@ def test_a_short_soak_with_a_fresh_seed_holds(tmp_path: Path) -> None:
     report = json.loads(printed)
     print({name: report[name] for name in ("seed", "compared", "events_in", "writes_out", "webhooks", "dead_letters", "latency_ms")})
     assert report["holds"] and soak.returncode == 0, f"seed {report['seed']}: {report['problems']}\n{told}"
-    assert report["events_in"] > 300 and report["webhooks"]["accepted"] > 20 and len(report["faults"]) > 8
+    assert report["events_in"] > 50 and report["webhooks"]["accepted"] > 5 and len(report["faults"]) > 2, "it did next to nothing"
     nothing_left(tmp_path, family, "soak-*")
 
 

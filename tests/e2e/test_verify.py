@@ -2,12 +2,10 @@
 
 import json
 import random
-import re
 import resource
 import time
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import psycopg
 import pytest
 
 from deploy.rig import Rig
-from tests.support.rigs import WAREHOUSE, rig
+from tests.support.rigs import WAREHOUSE, metric, rig
 
 pytestmark = [pytest.mark.kafka, pytest.mark.postgres, pytest.mark.timeout(600)]
 FLOW = (
@@ -61,10 +59,7 @@ def claimed(made: Rig) -> Any:
 
 def gauge(made: Rig) -> float:
     """The same of the subscriber's metrics; -1 while it has none."""
-    with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{made.ports['subscribe']}/metrics", timeout=5) as answer:
-        found = re.search(rb'headrace_verified_through_timestamp_seconds\{route="contacts".*?\} (\S+)', answer.read())
-        return float(found[1]) if found else -1.0
-    return -1.0
+    return metric(made, "subscribe", "headrace_verified_through_timestamp_seconds", route="contacts")
 
 
 def live(made: Rig) -> int:

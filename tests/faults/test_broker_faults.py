@@ -24,8 +24,9 @@ async def test_a_broker_that_is_killed_and_away_for_a_while_loses_nothing_and_do
         if seconds > 10:
             outages += [(services.kafka.kill, 0.0), (services.kafka.stop, 5.0)]
         for end, away in outages:
+            some = len(b.outputs) + chance.randrange(1, 1000)
             await b.feed(1500, rate=5000)  # a backlog: the broker goes while they work
-            await b.more_outputs(chance.randrange(1, 300))
+            await b.outputs_reach(some)
             await asyncio.to_thread(end)
             await asyncio.sleep(away)
             await asyncio.to_thread(services.kafka.start)

@@ -38,8 +38,9 @@ async def test_state_that_is_lost_too_old_ahead_or_damaged_is_rebuilt_from_the_c
     async with fault_bench(kafka, tmp_path, chance, partitions=2) as b:
         worker = b.worker()
         for harm in (lose, age, run_ahead):
+            some = len(b.outputs) + 100
             await b.feed(400)
-            await b.more_outputs(100)
+            await b.outputs_reach(some)
             restarts = len(worker.pids)
             await worker.while_down(lambda harm=harm: harm(worker.state))  # type: ignore[misc]
             await worker.said("partitions taken over", restarts + 1)

@@ -166,7 +166,7 @@ async def test_a_worker_that_stands_still_ends_itself_and_the_other_takes_over(k
 
 async def test_a_declared_wait_longer_than_the_watchdogs_patience_ends_nobody(kafka: str, tmp_path: Path) -> None:
     async with bench(kafka, tmp_path) as b:
-        worker = await b.start(patience=1.0)
+        worker = await b.start(patience=2.0)
         await b.send(1, partition=0, do="wait")
         await b.send(100, partition=1)
         await b.exactly(101)

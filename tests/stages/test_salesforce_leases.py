@@ -97,7 +97,7 @@ async def test_a_dead_process_s_lease_ends_and_what_it_used_stays_counted(
     monkeypatch.setattr(leases, "AGAIN_SECONDS", 0.0)
     made += [Process(settings) for _ in range(2)]
     assert await made[0].calls(30) == 30
-    await asyncio.sleep(0.5)  # it has told of them; then it is gone, without a word
+    await until(lambda: read_leases(settings), lambda used: used["acme"].total() == 30)  # then it is gone, without a word
     assert await made[1].calls(60) == 50, "the rest is held by the first"
     monkeypatch.setattr(leases, "END_SECONDS", 0.0)
     assert await made[1].calls(200) == 120

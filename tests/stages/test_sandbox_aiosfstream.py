@@ -29,7 +29,7 @@ def client(at: Wire) -> Client:
 
 
 async def receive(stream: Client) -> str:
-    name: str = (await asyncio.wait_for(stream.receive(), 10))["data"]["payload"]["Name"]["LastName"]
+    name: str = (await asyncio.wait_for(stream.receive(), 25))["data"]["payload"]["Name"]["LastName"]
     return name
 
 
@@ -48,7 +48,7 @@ async def test_it_comes_back_by_itself_after_an_unknown_client() -> None:
         await at.person("Before")
         assert await receive(stream) == "Before"
         await at.fault("unknown-client")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(25):
             while at.sandbox.org.counts["handshakes"] < 2 or not any(s.channels for s in at.sandbox.cometd.alive()):  # noqa: ASYNC110 - the library tells no one
                 await asyncio.sleep(0.02)
         await at.person("After")
@@ -59,12 +59,12 @@ async def test_a_cut_poll_is_a_timeout_error_at_once_to_its_user() -> None:
     async with org(hold=60) as at, client(at) as stream:
         await stream.subscribe(ALL)
         waiting = asyncio.create_task(stream.receive())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(25):
             while not any(s.holding for s in at.sandbox.cometd.alive()):  # noqa: ASYNC110 - the library tells no one
                 await asyncio.sleep(0.02)
         await at.fault("drop-connections")
         with pytest.raises((TransportTimeoutError, TypeError)):
-            await asyncio.wait_for(waiting, 10)
+            await asyncio.wait_for(waiting, 25)
 
 
 async def test_a_refused_second_subscription_leaves_it_connected_and_subscribed_to_nothing() -> None:
@@ -72,7 +72,7 @@ async def test_a_refused_second_subscription_leaves_it_connected_and_subscribed_
         await stream.subscribe(ALL)
         await at.fault("refuse-resubscribe", times=0)
         await at.fault("unknown-client")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(25):
             while stream.subscriptions:  # noqa: ASYNC110 - the library tells no one
                 await asyncio.sleep(0.02)
         assert not stream.closed

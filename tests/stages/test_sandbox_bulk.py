@@ -20,7 +20,7 @@ async def made(at: Wire, text: str = ASK, **options: Any) -> Any:
 
 
 async def until(at: Wire, job: str, state: str = "JobComplete") -> Any:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(25):
         while True:
             status, body = await at.rest("GET", f"/jobs/query/{job}")
             assert status == 200, body

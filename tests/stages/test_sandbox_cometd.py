@@ -31,7 +31,7 @@ async def test_the_handshake_looks_like_the_recorded_one_and_sets_the_cookie() -
 async def test_the_first_connect_comes_back_at_once_with_the_advice_of_the_hold_time() -> None:
     async with org(hold=110) as at:
         await at.handshake()
-        (reply,) = await asyncio.wait_for(at.connect(), 5)
+        (reply,) = await asyncio.wait_for(at.connect(), 25)
         assert reply["advice"] == {"interval": 0, "timeout": 110_000, "reconnect": "retry"}
         assert reply["successful"]
 
@@ -44,11 +44,11 @@ async def test_a_held_poll_ends_with_the_event_and_an_idle_one_with_nothing() ->
         held = asyncio.create_task(at.poll())
         await until_held(at)
         await at.person("Held")
-        assert names(await asyncio.wait_for(held, 5)) == ["Held"]
+        assert names(await asyncio.wait_for(held, 25)) == ["Held"]
 
 
 async def until_held(at: Wire) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(25):
         while not any(s["holding"] for s in (await at.control("GET", "state"))["sessions"]):  # noqa: ASYNC110 - another client would look too
             await asyncio.sleep(0.01)
 
@@ -287,7 +287,7 @@ async def test_several_messages_in_one_body_are_answered_in_order_without_waitin
         messages = [{"channel": "/meta/connect", "clientId": at.client_id, "connectionType": "long-polling", "id": "a"}]
         messages.append({"channel": "/meta/subscribe", "clientId": at.client_id, "subscription": ALL, "id": "b"})
         messages.append({"channel": "/meta/connect", "clientId": at.client_id, "connectionType": "long-polling", "id": "c"})
-        _, replies = await asyncio.wait_for(at.post(messages), 5)
+        _, replies = await asyncio.wait_for(at.post(messages), 25)
         assert [(r["id"], r["successful"]) for r in replies] == [("a", True), ("b", True), ("c", True)]
 
 

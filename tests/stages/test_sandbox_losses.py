@@ -374,7 +374,7 @@ async def test_a_poll_that_is_held_ends_when_the_allocation_does() -> None:
     async with org(hold=30) as at:
         await at.open()
         poll = asyncio.create_task(at.connect())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(25):
             while not any(s["holding"] for s in (await at.control("GET", "state"))["sessions"]):  # noqa: ASYNC110 - another client would look too
                 await asyncio.sleep(0.01)
             await at.fault("daily-limit", variant="events")

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-HUNG = 60.0
+HUNG = 90.0
 ROOT = Path(__file__).parents[2]
 Command = Callable[[bool], list[str]]
 """What to start; True for the first start."""

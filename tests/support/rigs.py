@@ -1,11 +1,14 @@
 """A whole Headrace for a test: deploy/rig.py on the session's servers, or on a broker of its own that a test may kill."""
 
+import json
+import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.demo import compare_now
 from deploy.oracle import Verdict
@@ -40,6 +43,27 @@ def record_calls(made: Rig) -> int:
     """Calls so far that Salesforce answers with records. What a clock makes (limits, canary) and descriptions are not among them."""
     counts = made.ask("GET", "/sandbox/state")["counts"]
     return sum(counts.get(f"{resource} requests", 0) for resource in ("query", "queryAll", "composite", "jobs"))
+
+
+def metric(made: Rig, role: str, metric: str, **labels: str) -> float:
+    """What a process says of a metric with these labels among its own; -1 while it says nothing."""
+    with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{made.ports[role]}/metrics", timeout=5) as answer:
+        for family in text_string_to_metric_families(answer.read().decode()):
+            for sample in family.samples:
+                if sample.name == metric and labels.items() <= sample.labels.items():
+                    return float(sample.value)
+    return -1.0
+
+
+def nothing_waits(made: Rig) -> None:
+    """Until no hop has anything to do: what was sent into the flow before has had all its consequences."""
+
+    def quiet() -> bool:
+        code, printed = made.command("status", "--json")
+        assert code == 0, printed
+        return not any(hop["lag"] for hop in json.loads(printed)["hops"])
+
+    made.await_("nothing waits", quiet)
 
 
 def verdict_of(made: Rig) -> Verdict:

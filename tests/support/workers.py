@@ -23,7 +23,7 @@ from streams.topics import Topics
 from tests.support.broker import settings_for, topics
 from tests.support.engine_app import names
 
-HUNG = 60.0  # a test that waits longer hangs
+HUNG = 90.0  # a test that waits longer hangs
 
 
 class Bench:
