@@ -17,9 +17,8 @@ import msgspec
 import structlog
 from msgspec.structs import replace as replace_struct
 
-from agents.gates import still
+from agents.gates import HeldRoutes, still
 from agents.guard import per_record
-from agents.holds import Holds
 from agents.maps import InUse
 from agents.parked import marks_of, parked_of, prefix, told
 from agents.process import STAGE, Processing
@@ -46,10 +45,10 @@ REFUSED = "\x01refused|"
 """In the table, behind it route and run: a refusal that is being carried out."""
 
 
-def with_refill(stage: Stage, settings: Settings, maps: InUse, holds: Holds, gates: GatesOf = no_gates) -> Stage:
-    """The processing stage, which takes the steps of refills too."""
+def with_refill(stage: Stage, settings: Settings, maps: InUse, held: HeldRoutes, gates: GatesOf = no_gates) -> Stage:
+    """The processing stage, which takes the steps of refills too. `held`: which of these routes are paused now."""
     topics = Topics(settings.installation)
-    refill, handle = Refill(topics, maps, holds, gates), stage.handler
+    refill, handle = Refill(topics, maps, held, gates), stage.handler
 
     async def handler(chunk: Chunk, partition: Partition) -> Result:
         return await (refill if chunk.topic == topics.refill else handle)(chunk, partition)
@@ -60,8 +59,8 @@ def with_refill(stage: Stage, settings: Settings, maps: InUse, holds: Holds, gat
 class Refill:
     """Handler of the topic `refill`."""
 
-    def __init__(self, topics: Topics, maps: InUse, holds: Holds, gates: GatesOf = no_gates) -> None:
-        self._topics, self._maps, self._holds, self._gates, self._states = topics, maps, holds, gates, States(0)
+    def __init__(self, topics: Topics, maps: InUse, held: HeldRoutes, gates: GatesOf = no_gates) -> None:
+        self._topics, self._maps, self._held, self._gates, self._states = topics, maps, held, gates, States(0)
 
     async def __call__(self, chunk: Chunk, partition: Partition) -> Result:
         """One step. What stands behind it in the chunk comes again: a step must see the state that the one before left."""
@@ -79,7 +78,7 @@ class Refill:
     async def _take(self, step: Step, partition: Partition) -> Result:
         store, aside = partition.store(RECORDS), f"{ASIDE}{step.route}".encode()
         known = step.route in self._maps.now.routes
-        if not known or step.route in await self._holds.routes([step.route], partition):
+        if not known or step.route in await self._held([step.route], partition):
             if not known:
                 log.warning("a refill waits: this worker's flow has no such route", route=step.route, do="headrace resume, once it has")
             kept: Changes = [(aside, msgspec.json.encode(step))] if step.run else []

@@ -49,7 +49,7 @@ def build_stages(
     fields = Fields(maps)
     holds = Holds(settings, flow)
     gates = rejections.gates if rejections is not None else no_gates
-    stages = [with_refill(process_stage(flow, settings, maps, holds.routes, gates), settings, maps, holds, gates)]
+    stages = [with_refill(process_stage(flow, settings, maps, holds.routes, gates), settings, maps, holds.routes, gates)]
     stages += [
         fetch_stage(name, flow, settings, fields, maps, partial(follow_org, maps, flow))
         for name, connection in flow.connections.items()

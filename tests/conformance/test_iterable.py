@@ -233,9 +233,10 @@ class TestIterable(Conformance):
         with pytest.raises(PausedError, match="FirstName"):
             await bench.target.start({"users": {"email": "text", "FirstName": "text"}})
 
-    async def test_the_process_keeps_to_its_share_of_the_rate(self, rig: IterableRig) -> None:
+    async def test_the_process_keeps_to_its_share_of_the_rate(self, rig: IterableRig, monkeypatch: pytest.MonkeyPatch) -> None:
         options = {"type": "iterable", "api_key": rig.key, "base_url": rig.sandbox.url, "requests_per_second": 40}
-        rig.target = lambda name, installation: make_target(name, TargetOptions.model_validate(options), installation)  # type: ignore[method-assign]
+        given = TargetOptions.model_validate(options)
+        monkeypatch.setattr(rig, "target", lambda name, installation: make_target(name, given, installation))
         bench = Bench(rig)
         bench.partition.part = 0.25
         began = time.monotonic()

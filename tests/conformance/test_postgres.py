@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from psycopg import sql
 
 from agents.targets import make_target
-from agents.targets.base import Columns, Comparing, Hashing, Listing, TargetLike
+from agents.targets.base import Columns, ColumnType, Comparing, Hashing, Listing, TargetLike
 from models.errors import PausedError, PermanentError
 from models.flow import Target as TargetOptions
 from models.write import Body
@@ -156,18 +156,19 @@ class TestPostgres(Conformance):
 
     async def test_a_table_whose_columns_have_other_types_than_the_map_goes_on_working(self, rig: PostgresRig) -> None:
         """As of a table from before the map said a type: what was written once as text or JSON goes on being that."""
-        values: dict[str, Any] = {
+        values: dict[ColumnType, Any] = {
             "text": "7",
             "number": 7.5,
             "boolean": False,
             "date": "2024-02-29",
             "datetime": "2024-02-29T12:00:00.000Z",
         }
-        names = {f"{old}_{new}": (old, new) for old in ("text", "json") for new in values}
-        rig.columns = {name: old for name, (old, _) in names.items()}  # type: ignore[misc]
+        before_it: tuple[ColumnType, ...] = ("text", "json")
+        names = {f"{old}_{new}": (old, new) for old in before_it for new in values}
+        rig.columns = {name: old for name, (old, _) in names.items()}
         before = Bench(rig)
         await before.give(before.write(ANN, dict.fromkeys(names, "x")))
-        rig.columns = {name: new for name, (_, new) in names.items()}  # type: ignore[misc]
+        rig.columns = {name: new for name, (_, new) in names.items()}
         target: Any = rig.target("again", before.settings.installation)
         body = {name: values[new] for name, (_, new) in names.items()}
         await target.start({"person": rig.columns})
@@ -247,8 +248,8 @@ class TestPostgres(Conformance):
         await asyncio.wait({work, asyncio.create_task(other.heard("adopt"))}, return_when=asyncio.FIRST_COMPLETED)
         assert not work.done()
         assert (await rig.held())[BOB] == {"name": "Bob"}
-        target = rig.target(other.name, other.settings.installation)
-        assert await target.adopt() == ["person"]  # type: ignore[attr-defined]
+        target: Any = rig.target(other.name, other.settings.installation)
+        assert await target.adopt() == ["person"]
         await work
         assert (await rig.held()) == {BOB: {"name": "New Bob"}, ANN: {"name": "Ann"}}
         await target.close()

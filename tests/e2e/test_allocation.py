@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from deploy.demo import count_rows, settle
-from deploy.rig import FLOW
+from deploy.rig import FLOW, Rig
 from tests.support.rigs import explain, rig
 
 pytestmark = [pytest.mark.kafka, pytest.mark.postgres, pytest.mark.slow]
@@ -42,6 +42,6 @@ def test_five_times_as_many_changes_as_events_allowed_arrive_by_polling(kafka: s
     assert code == 0 and printed.count('"allocation"') == 4
 
 
-def _rows(made: object) -> int:
-    with made.database() as database:  # type: ignore[attr-defined]
+def _rows(made: Rig) -> int:
+    with made.database() as database:
         return count_rows(database, "person")

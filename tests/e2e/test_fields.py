@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,11 @@ def test_a_route_by_event_and_one_by_query_hold_the_same_rows(made: Rig) -> None
     made.await_("the changes", lambda: made.ask("GET", "/sandbox/change")["runs"][-1]["finished"])
     records = [r for r in made.ask("GET", "/sandbox/records?type=Opportunity")["records"] if not r["IsDeleted"]]
     wanted = {r["Id"]: (r["Name"].strip(), r["StageName"].upper()) for r in records}
+
+    def rows_are(table: str) -> bool:
+        return rows(made, table, "name", "stage") == wanted
+
     for table in ("told", "asked"):
-        made.await_(f"all in {table}", lambda table=table: rows(made, table, "name", "stage") == wanted)  # type: ignore[misc]
+        made.await_(f"all in {table}", partial(rows_are, table))
     columns = ("name", "stage", "amount", "closes", "next", "account", "owner")
     made.await_("the same in both", lambda: rows(made, "told", *columns) == rows(made, "asked", *columns))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from deploy.demo import compare_now, send_hook, settle
@@ -336,6 +337,6 @@ def _users(flow: Rig) -> list[str]:
     return [user["email"] for user in flow.ask("GET", "/sandbox/users", target="iterable")["users"]]
 
 
-def _there(database: object) -> bool:
-    found = database.execute("SELECT to_regclass('crm.signup')").fetchone()  # type: ignore[attr-defined]
+def _there(database: psycopg.Connection) -> bool:
+    found = database.execute("SELECT to_regclass('crm.signup')").fetchone()
     return bool(found and found[0])

@@ -4,6 +4,7 @@ names it is closed."""
 import asyncio
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def test_what_was_withheld_under_load_is_found_repaired_and_proven(kafka: str, d
             before = {i["id"] for i in incidents(made)}
             strike(made)
             if cause is not None:
-                made.await_(f"the closed incident of {name}", lambda b=before, c=cause: closed(made, b, c), 120)  # type: ignore[misc]
+                made.await_(f"the closed incident of {name}", partial(closed, made, before, cause), 120)
         with made.database() as database:
             verdict = settle(made, database, 120.0)
         assert verdict.equal, explain(made, verdict)

@@ -10,8 +10,8 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from tests.support import fault_points, subscriber_process
 from tests.support.broker import settings_for, topics
 from tests.support.fault_bench import SESSION, FaultBench, fault_bench
 from tests.support.fault_keeper import Keeper
-from tests.support.salesforce import Desk, arrived, connected, flow_for, order_of, org, until
+from tests.support.salesforce import Desk, arrived, first_came, flow_for, order_of, org, until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
 WIRE = (
@@ -71,39 +71,56 @@ async def everything_once(settings: Settings, desk: Desk) -> int:
     return len(found)
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
-async def test_subscribers_killed_stopped_and_suspended_under_wire_faults_bring_every_event_once_and_in_order(
-    kafka: str, tmp_path: Path, chance: random.Random, kills: int
-) -> None:
-    settings = settings_for(kafka, tmp_path, session_timeout=SESSION)
+@asynccontextmanager
+async def subscribers(
+    kafka: str, folder: Path, chance: random.Random, *names: str, points: Sequence[Mapping[str, Any]] = ()
+) -> AsyncIterator[tuple[Settings, Desk, list[Keeper], "asyncio.Task[None]"]]:
+    """These processes for one org, once the first event has come, and what changes the org all the time. The first start meets `points`."""
+    settings = settings_for(kafka, folder, session_timeout=SESSION)
     async with topics(settings, []), org(records=20, hold=1.0) as desk:
         flow = flow_for(desk.url, silence=5)
         await ensure(settings, Topics(settings.installation).all(flow, settings))
-        line = subscriber_process.command(settings, flow, "subscribe", start_from="new", snapshot=False, pause_seconds=0.3)
-        keepers = [Keeper(tmp_path / name, lambda _: line, {}).keep() for name in ("first", "second")]
+
+        def line(first: bool) -> list[str]:
+            armed = points if first else ()
+            options: dict[str, Any] = {"start_from": "new", "snapshot": False, "pause_seconds": 0.3}
+            return subscriber_process.command(settings, flow, "subscribe", points=armed, **options)
+
+        keepers = [Keeper(folder / name, line, {}).keep() for name in names]
         try:
-            await connected(desk)
-            await desk.create("Before")
-            await until(lambda: arrived(settings, "Contact"), lambda a: len(a) == 1)
-            changing = asyncio.create_task(keep_changing(desk, chance))
-            steps = [signal.SIGKILL] * kills + [signal.SIGTERM, signal.SIGSTOP]
-            chance.shuffle(steps)
-            for step in steps:
-                await desk.fault(**chance.choice(WIRE))
-                await asyncio.sleep(chance.uniform(0.2, 2.0))
-                await harm(chance.choice(keepers), step)
-            await revoke_for_a_moment(desk)
-            changing.cancel()
-            with suppress(asyncio.CancelledError):
-                await changing
-            await desk.call("DELETE", "faults")
-            print(f"{await everything_once(settings, desk)} events, {[keeper.codes for keeper in keepers]}, {[s.name for s in steps]}")
+            await first_came(settings, desk)
+            yield settings, desk, keepers, asyncio.create_task(keep_changing(desk, chance))
         except BaseException:
             print(*(keeper.end_of_log() for keeper in keepers), sep="\n---\n")
             raise
         finally:
             for keeper in keepers:
                 await keeper.stop(signal.SIGKILL)
+
+
+async def ended(changing: "asyncio.Task[None]", desk: Desk) -> None:
+    """No changes any more."""
+    changing.cancel()
+    with suppress(asyncio.CancelledError):
+        await changing
+    await desk.call("DELETE", "change")
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+async def test_subscribers_killed_stopped_and_suspended_under_wire_faults_bring_every_event_once_and_in_order(
+    kafka: str, tmp_path: Path, chance: random.Random, kills: int
+) -> None:
+    async with subscribers(kafka, tmp_path, chance, "first", "second") as (settings, desk, keepers, changing):
+        steps = [signal.SIGKILL] * kills + [signal.SIGTERM, signal.SIGSTOP]
+        chance.shuffle(steps)
+        for step in steps:
+            await desk.fault(**chance.choice(WIRE))
+            await asyncio.sleep(chance.uniform(0.2, 2.0))
+            await harm(chance.choice(keepers), step)
+        await revoke_for_a_moment(desk)
+        await ended(changing, desk)
+        await desk.call("DELETE", "faults")
+        print(f"{await everything_once(settings, desk)} events, {[keeper.codes for keeper in keepers]}, {[s.name for s in steps]}")
 
 
 async def test_a_subscriber_that_dies_at_a_chosen_moment_of_a_transaction_brings_every_event_once_and_in_order(
@@ -118,33 +135,12 @@ async def test_a_subscriber_that_dies_at_a_chosen_moment_of_a_transaction_brings
 
 async def die_at(moment: str, kafka: str, folder: Path, chance: random.Random) -> None:
     """In one of the first transactions with events; what begins again goes on behind the last that was committed."""
-    settings = settings_for(kafka, folder, session_timeout=SESSION)
     points = [{"at": moment, "stage": "subscribe", "after": chance.randrange(4, 8), "do": "kill"}]
-    async with topics(settings, []), org(records=20, hold=1.0) as desk:
-        flow = flow_for(desk.url, silence=5)
-        await ensure(settings, Topics(settings.installation).all(flow, settings))
-
-        def line(first: bool) -> list[str]:
-            armed = points if first else []
-            return subscriber_process.command(
-                settings, flow, "subscribe", points=armed, start_from="new", snapshot=False, pause_seconds=0.3
-            )
-
-        keeper = Keeper(folder / "subscriber", line, {}).keep()
-        try:
-            await connected(desk)
-            await desk.create("Before")
-            await until(lambda: arrived(settings, "Contact"), lambda a: len(a) == 1)
-            changing = asyncio.create_task(keep_changing(desk, chance))
-            assert await keeper.ended(1) == -signal.SIGKILL, keeper.end_of_log()
-            assert f"fault point {moment} of subscribe" in keeper.log.read_text()
-            changing.cancel()
-            with suppress(asyncio.CancelledError):
-                await changing
-            await desk.call("DELETE", "change")
-            await everything_once(settings, desk)
-        finally:
-            await keeper.stop(signal.SIGKILL)
+    async with subscribers(kafka, folder, chance, "subscriber", points=points) as (settings, desk, [keeper], changing):
+        assert await keeper.ended(1) == -signal.SIGKILL, keeper.end_of_log()
+        assert f"fault point {moment} of subscribe" in keeper.log.read_text()
+        await ended(changing, desk)
+        await everything_once(settings, desk)
 
 
 @pytest.mark.slow  # the soak does it each time, though not for so long
@@ -152,33 +148,14 @@ async def test_a_broker_that_is_killed_and_away_for_a_while_costs_no_event_on_it
     services: LocalServices, tmp_path: Path, chance: random.Random
 ) -> None:
     """Two subscribers; each outage meets them at work."""
-    settings = settings_for(services.kafka.bootstrap, tmp_path, session_timeout=SESSION)
-    async with topics(settings, []), org(records=20, hold=1.0) as desk:
-        flow = flow_for(desk.url, silence=5)
-        await ensure(settings, Topics(settings.installation).all(flow, settings))
-        line = subscriber_process.command(settings, flow, "subscribe", start_from="new", snapshot=False, pause_seconds=0.3)
-        keepers = [Keeper(tmp_path / name, lambda _: line, {}).keep() for name in ("first", "second")]
-        try:
-            await connected(desk)
-            await desk.create("Before")
-            await until(lambda: arrived(settings, "Contact"), lambda a: len(a) == 1)
-            changing = asyncio.create_task(keep_changing(desk, chance))
-            for away in (0.0, 60.0):
-                await until(lambda: arrived(settings, "Contact"), at_least(len(await arrived(settings, "Contact")) + 20))
-                await asyncio.to_thread(services.kafka.kill)
-                await asyncio.sleep(away)
-                await asyncio.to_thread(services.kafka.start)
-            changing.cancel()
-            with suppress(asyncio.CancelledError):
-                await changing
-            await desk.call("DELETE", "change")
-            print(f"{await everything_once(settings, desk)} events, {[keeper.codes for keeper in keepers]}")
-        except BaseException:
-            print(*(keeper.end_of_log() for keeper in keepers), sep="\n---\n")
-            raise
-        finally:
-            for keeper in keepers:
-                await keeper.stop(signal.SIGKILL)
+    async with subscribers(services.kafka.bootstrap, tmp_path, chance, "first", "second") as (settings, desk, keepers, changing):
+        for away in (0.0, 60.0):
+            await until(lambda: arrived(settings, "Contact"), at_least(len(await arrived(settings, "Contact")) + 20))
+            await asyncio.to_thread(services.kafka.kill)
+            await asyncio.sleep(away)
+            await asyncio.to_thread(services.kafka.start)
+        await ended(changing, desk)
+        print(f"{await everything_once(settings, desk)} events, {[keeper.codes for keeper in keepers]}")
 
 
 def at_least(count: int) -> Callable[[list[Any]], bool]:

@@ -2,6 +2,7 @@
 
 import random
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ async def test_state_that_is_lost_too_old_ahead_or_damaged_is_rebuilt_from_the_c
             await b.feed(400)
             await b.outputs_reach(some)
             restarts = len(worker.pids)
-            await worker.while_down(lambda harm=harm: harm(worker.state))  # type: ignore[misc]
+            await worker.while_down(partial(harm, worker.state))
             await worker.said("partitions taken over", restarts + 1)
         await b.feed(200)
         await b.verify()

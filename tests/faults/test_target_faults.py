@@ -7,6 +7,7 @@ import asyncio
 import random
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,10 @@ async def test_a_target_that_is_down_delays_nobody_and_gets_everything_later(
         assert len(worker.pids) == 1, worker.end_of_log()
 
 
+def struck(ledger: Ledger, name: str) -> bool:
+    return ledger.fired[name] >= ODD[name]
+
+
 async def test_odd_answers_and_lost_ones_lose_nothing_and_leave_nothing_old(kafka: str, tmp_path: Path, chance: random.Random) -> None:
     async with fault_bench(kafka, tmp_path, chance) as b:
         worker = b.worker()
@@ -63,7 +68,7 @@ async def test_odd_answers_and_lost_ones_lose_nothing_and_leave_nothing_old(kafk
                     ledger.fault(name, ODD[name])
                 for ledger in b.ledgers.values():
                     async with asyncio.timeout(60):
-                        await ledger.until(lambda ledger=ledger, name=name: ledger.fired[name] >= ODD[name])  # type: ignore[misc]
+                        await ledger.until(partial(struck, ledger, name))
         await b.verify(regress=False)
         assert len(worker.pids) == 1, worker.end_of_log()
 

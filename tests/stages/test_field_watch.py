@@ -1,7 +1,6 @@
 """The look at an org's fields on real Kafka and the sandbox: what becomes of a new one, and of a run whose fields are gone again."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from agents.map_versions import Versions
 from agents.org_fields import FieldWatch
 from deploy.sandbox.salesforce.org import CLIENT_ID, CLIENT_SECRET
 from models.envelope import Envelope, Reason
-from models.flow import Flow, Salesforce
+from models.flow import Flow
 from models.settings import Settings
 from streams.consume import read_all
 from streams.publish import send
@@ -22,16 +21,10 @@ from streams.salesforce.rest import Rest
 from streams.salesforce.runs import Run, snapshot_runs
 from streams.topics import Topics
 from tests.support.flows import TARGETS
-from tests.support.salesforce import Desk, org, until
+from tests.support.salesforce import Desk, acme, until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(120)]
 SOURCE = "acme/Contact"
-
-
-@pytest.fixture
-async def desk() -> AsyncIterator[Desk]:
-    async with org(10) as found:
-        yield found
 
 
 async def test_new_fields_are_read_alone_of_all_records_and_of_those_that_are_gone_again_nothing(
@@ -46,8 +39,7 @@ async def test_new_fields_are_read_alone_of_all_records_and_of_those_that_are_go
         "folder": str(tmp_path),
     })  # fmt: skip
     topics, maps = Topics(settings.installation), await Versions(settings, flow, TARGETS, strict=False).read()
-    watch, config = FieldWatch(settings, flow, "acme", maps), flow.connections["acme"]
-    assert isinstance(config, Salesforce)
+    watch, config = FieldWatch(settings, flow, "acme", maps), acme(flow)
     await watch.first()
     assert "LeadSource" in maps.columns("warehouse")["m"], "known before the first snapshot"
     begun, left = Run("first", SOURCE, by="first", state="done"), Run("left", SOURCE, by="fields", only="Phone,Gone__c")

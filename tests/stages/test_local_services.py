@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import psycopg
 import pytest
-from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped, unused-ignore]
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic  # type: ignore[import-untyped, unused-ignore]
+from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from deploy.local import FolderInUseError, LocalServiceError, LocalServices
 from tests.support.services import start_in_free_folder

@@ -1,7 +1,5 @@
 """What Kafka's retention removed before it was read is taken up as an incident; what the subscriber cannot fetch waits for a person."""
 
-from collections.abc import AsyncIterator
-
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.admin import RecordsToDelete
@@ -15,15 +13,9 @@ from streams.publish import TransactionalPublisher
 from streams.salesforce.incidents import read_incidents
 from streams.topics import Topics
 from tests.support.flows import flow
-from tests.support.salesforce import Desk, connected, flow_for, inbound, org, repaired, subscribed
+from tests.support.salesforce import Desk, connected, flow_for, inbound, repaired, subscribed
 
 pytestmark = pytest.mark.kafka
-
-
-@pytest.fixture
-async def desk() -> AsyncIterator[Desk]:
-    async with org(40) as found:
-        yield found
 
 
 async def removed(settings: Settings, topic: str, read: int = 5, begin: int = 8) -> TopicPartition:

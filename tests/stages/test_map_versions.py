@@ -11,7 +11,7 @@ from agents.map_versions import Versions
 from models.flow import Flow
 from models.settings import Settings
 from streams.consume import read_all
-from streams.map_versions import MapText, OrgFields, publish, read_versions
+from streams.map_versions import Choose, MapText, OrgFields, publish, read_versions
 from streams.publish import send
 from streams.salesforce.runs import Run, snapshot_runs
 from streams.topics import Topics
@@ -141,9 +141,13 @@ async def test_a_new_field_of_the_org_is_one_version_and_one_run_whoever_sees_it
     assert restarted.version("people") == 4, "a file that was there before is no change"
 
 
+def always(text: MapText) -> Choose:
+    return lambda _: {"people": text}
+
+
 async def test_numbers_are_given_once_however_many_publish_at_once(desk: Desk) -> None:
     texts = [MapText.of("m.yaml", f"Email: mail{n}\n") for n in range(4)]
-    await asyncio.gather(*(publish(desk.settings, lambda _, text=text: {"people": text}) for text in texts))  # type: ignore[misc]
+    await asyncio.gather(*(publish(desk.settings, always(text)) for text in texts))
     records = await read_all(desk.settings, Topics(desk.settings.installation).maps)
     found = (await read_versions(desk.settings))["people"]
     assert found.number == len(records) == 4

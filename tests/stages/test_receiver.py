@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import aiohttp
@@ -240,9 +240,9 @@ async def test_while_kafka_is_away_503_with_retry_after_and_not_ready(tmp_path: 
         assert await desk.post(b"{}", signed(b"x")) == 401  # a stranger learns nothing of our state
 
 
-async def test_goes_on_by_itself_once_kafka_is_back(desk: Desk) -> None:
+async def test_goes_on_by_itself_once_kafka_is_back(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     class Away(Publisher):
-        async def send(self, outputs: list[Output]) -> None:  # type: ignore[override]
+        async def send(self, outputs: Sequence[Output]) -> None:
             raise TemporaryError("Kafka is away")
 
     said: list[tuple[str, bool]] = []
@@ -252,7 +252,7 @@ async def test_goes_on_by_itself_once_kafka_is_back(desk: Desk) -> None:
         said.append((name, ok))
         ready(name, ok, why)
 
-    desk.health.ready = told  # type: ignore[method-assign]
+    monkeypatch.setattr(desk.health, "ready", told)
     real, desk.receiver._publisher = desk.receiver._publisher, Away(desk.settings)
     assert await desk.post(b'{"data": {"id": "c-7"}}') == 503
     desk.receiver._publisher = real

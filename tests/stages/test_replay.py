@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
@@ -56,10 +57,10 @@ class Desk:
         topic = self.topics.inbound(source, bulk=bulk)
         await send(self.settings, [Output(topic, value, value, envelope.headers()) for value in values])
 
-    async def replay(self, from_: str = "-1h", to: str = "now", *, route: str = "contacts", **more: object) -> Replay:
+    async def replay(self, from_: str = "-1h", to: str = "now", *, route: str = "contacts", **more: Any) -> Replay:
         """Run to its end."""
         more.setdefault("stop", asyncio.Event())
-        return await asyncio.wait_for(run_replay(self.settings, FLOW, route, from_, to, **more), 60)  # type: ignore[arg-type]
+        return await asyncio.wait_for(run_replay(self.settings, FLOW, route, from_, to, **more), 60)
 
     async def replayed(self, source: str = "acme/Contact") -> list[tuple[Record, Envelope]]:
         """What came out."""

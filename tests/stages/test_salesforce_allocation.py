@@ -1,7 +1,6 @@
 """The event allocation is used up: what changes comes by polling, and by events again when it returns, with no hole at either seam."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,9 @@ from models.settings import Settings
 from streams import metrics
 from streams.salesforce.incidents import read_incidents
 from tests.support import subscriber_process
-from tests.support.salesforce import Desk, arrived, connected, envelope_of, flow_for, inbound, org, repaired, subscribed, until
+from tests.support.salesforce import Desk, arrived, connected, envelope_of, flow_for, inbound, repaired, subscribed, until
 
 pytestmark = pytest.mark.kafka
-
-
-@pytest.fixture
-async def desk() -> AsyncIterator[Desk]:
-    async with org(60) as found:
-        yield found
 
 
 async def missing(settings: Settings, desk: Desk, made: list[str]) -> list[str]:

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from models.errors import TemporaryError
-from models.flow import Salesforce
 from models.settings import Settings
 from streams.consume import read_all
 from streams.publish import send
@@ -19,7 +18,7 @@ from streams.salesforce.leases import Leases, read_leases
 from streams.salesforce.limits import Budget, LimitReachedError
 from streams.salesforce.rest import Rest
 from streams.topics import Topics
-from tests.support.salesforce import flow_for, org, until
+from tests.support.salesforce import acme, flow_for, org, until
 
 pytestmark = pytest.mark.kafka
 MOST, SHARE = 400, 0.5
@@ -166,8 +165,7 @@ async def test_an_org_has_no_more_calls_under_way_than_it_allows_all_processes(
     monkeypatch.setattr(leases, "HOLD_SECONDS", 0.0)
     async with org() as desk:
         flow = flow_for(desk.url, at_once=4)
-        config = flow.connections["acme"]
-        assert isinstance(config, Salesforce)
+        config = acme(flow)
         processes = [Rest("acme", config, Login("acme", config, tmp_path / str(n)), settings) for n in range(3)]
         for _ in range(2):
             for process in processes:

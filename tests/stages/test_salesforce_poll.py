@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,9 @@ from streams.salesforce.positions import read_positions
 from streams.salesforce.runs import snapshot_runs
 from streams.topics import Topics
 from tests.support import subscriber_process
-from tests.support.salesforce import Desk, envelope_of, flow_for, inbound, org, repaired, subscribed, until
+from tests.support.salesforce import Desk, envelope_of, flow_for, inbound, repaired, subscribed, until
 
 pytestmark = pytest.mark.kafka
-
-
-@pytest.fixture
-async def desk() -> AsyncIterator[Desk]:
-    async with org(60) as found:
-        yield found
 
 
 def polling(desk: Desk, **connection: Any) -> Any:

@@ -1,7 +1,6 @@
 """What Salesforce withholds is read again: by id, or everything that changed since; the proof is kept, and a killed repair goes on."""
 
 import time
-from collections.abc import AsyncIterator
 
 import orjson
 import pytest
@@ -13,13 +12,12 @@ from streams.salesforce.runs import Run
 from streams.topics import Topics
 from tests.support.salesforce import (
     Desk,
-    arrived,
     change,
     connected,
     envelope_of,
+    first_came,
     flow_for,
     inbound,
-    org,
     repaired,
     subscribed,
     until,
@@ -29,17 +27,9 @@ pytestmark = pytest.mark.kafka
 A = "003Qx00000Ke4RtIAJ"
 
 
-@pytest.fixture
-async def desk() -> AsyncIterator[Desk]:
-    async with org(60) as found:
-        yield found
-
-
 async def test_a_gap_is_read_again_by_id_and_what_is_no_more_is_said(settings: Settings, desk: Desk) -> None:
     async with subscribed(settings, flow_for(desk.url)) as task:
-        await connected(desk, task)
-        there = await desk.create("There")
-        await until(lambda: arrived(settings, "Contact"), lambda found: len(found) == 1, task=task)
+        there = await first_came(settings, desk, task)
         await desk.emit(change(there, A, second=int(time.time()), kind="GAP_UPDATE"))
         [closed] = await repaired(settings, 1, task)
     assert (closed.cause, closed.rows, closed.gone, closed.calls) == ("gap", 1, 1, 2), "one to read, one to see that it is not hidden"
@@ -62,9 +52,7 @@ async def test_an_overflow_reads_again_what_changed_about_then_with_what_was_del
 async def test_a_subscriber_that_was_killed_before_the_repair_repairs_at_its_next_start(settings: Settings, desk: Desk) -> None:
     flow = flow_for(desk.url)
     async with subscribed(settings, flow) as task:
-        await connected(desk, task)
-        there = await desk.create("There")
-        await until(lambda: arrived(settings, "Contact"), lambda found: len(found) == 1, task=task)
+        there = await first_came(settings, desk, task)
     opened = [Incident(f"gap {n}", "acme/Contact", "gap", "made up", (there,), opened=n) for n in range(3)]
     opened.append(Incident("other org", "other/Contact", "gap", "made up", (there,)))
     await send(settings, [incident.output(Topics(settings.installation)) for incident in opened])

@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from models.errors import SettingsError
-from models.flow import Flow, Salesforce
+from models.flow import Flow
 from models.settings import Settings
 from streams.consume import read_all
 from streams.publish import send
@@ -22,10 +22,12 @@ from streams.topics import Topics
 from tests.support.salesforce import (
     FIELDS,
     Desk,
+    acme,
     arrived,
     change,
     connected,
     envelope_of,
+    first_came,
     flow_for,
     inbound,
     org,
@@ -67,9 +69,7 @@ async def keys(settings: Settings) -> set[str]:
 
 async def test_view_all_data_taken_away_is_told_and_what_was_withheld_is_read_again_once_it_returns(settings: Settings, desk: Desk) -> None:
     async with subscribed(settings, reader(desk.url), rights_seconds=0.3) as task:
-        await connected(desk, task)
-        await desk.create("Before")
-        await until(lambda: arrived(settings, "Contact"), lambda a: len(a) == 1, task=task)
+        await first_came(settings, desk, task)
         await may(desk, view_all_data=False)
         waiting = await until(lambda: told(settings, state="waiting"), bool, task=task)
         assert waiting.cause == "rights"
@@ -91,8 +91,7 @@ async def test_view_all_data_taken_away_is_told_and_what_was_withheld_is_read_ag
 async def test_a_hidden_field_is_named_and_the_window_is_read_again(settings: Settings, desk: Desk) -> None:
     flow = reader(desk.url)
     fields = FIELDS | {"acme/Contact": (*FIELDS["acme/Contact"], "Email", "Account.Name")}
-    config = flow.connections["acme"]
-    assert isinstance(config, Salesforce)
+    config = acme(flow)
     rest = Rest("acme", config, Login("acme", config, "."))
     assert (await withheld(rest, config, fields))[0] == {}
     await may(desk, hidden={"Contact": ["Email"]}, closed=["Account"])
@@ -114,8 +113,7 @@ async def test_a_hidden_field_is_named_and_the_window_is_read_again(settings: Se
 
 async def test_a_channel_of_one_object_needs_the_right_to_all_its_records(desk: Desk) -> None:
     flow = reader(desk.url, channels=[CONTACT, "/data/AccountChangeEvent"])
-    config = flow.connections["acme"]
-    assert isinstance(config, Salesforce)
+    config = acme(flow)
     rest = Rest("acme", config, Login("acme", config, "."))
     await may(desk, view_all_data=False, view_all_records=["Contact"])
     assert [await sees_all(rest, sobject, "fetch") for sobject in ("Contact", "Account")] == [True, False]

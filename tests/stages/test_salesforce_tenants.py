@@ -12,7 +12,7 @@ from streams.consume import read_all
 from streams.salesforce.subscriber import run_subscriber
 from streams.topics import Topics, ensure
 from tests.support.broker import settings_for, topics
-from tests.support.salesforce import FIELDS, flow_for, org, until
+from tests.support.salesforce import FIELDS, acme, flow_for, org, until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 TENANTS = 50
@@ -24,8 +24,8 @@ async def test_fifty_tenants_are_polled_by_one_process_and_one_that_is_refused_h
     names = [f"t{n}" for n in range(TENANTS)]
     async with topics(settings, []), org(20) as desk:
         one = flow_for(desk.url, poll={"Contact": 5})
-        connection = one.connections["acme"]
-        refused = connection.model_copy(update={"auth": connection.auth.model_copy(update={"client_id": "nobody"})})  # type: ignore[union-attr]
+        connection = acme(one)
+        refused = connection.model_copy(update={"auth": connection.auth.model_copy(update={"client_id": "nobody"})})
         flow = Flow.model_validate(
             {
                 "connections": dict.fromkeys(names, connection) | {"t0": refused},

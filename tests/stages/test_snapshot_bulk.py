@@ -10,7 +10,6 @@ import orjson
 import pytest
 
 from models.errors import PermanentError, SettingsError
-from models.flow import Salesforce
 from models.settings import Settings
 from streams.publish import send
 from streams.salesforce import bulk, snapshot
@@ -22,7 +21,7 @@ from streams.salesforce.rest import Rest, json_of
 from streams.salesforce.runs import snapshot_runs
 from streams.salesforce.snapshot import run_snapshot
 from streams.topics import Topics
-from tests.support.salesforce import Desk, envelope_of, flow_for, inbound, org, until
+from tests.support.salesforce import Desk, acme, envelope_of, flow_for, inbound, org, until
 from tests.support.subscriber_process import start
 
 pytestmark = pytest.mark.kafka
@@ -115,8 +114,7 @@ async def test_a_killed_run_finds_its_job_again_and_goes_on_at_its_locator(setti
 async def test_a_job_whose_maker_died_before_its_id_was_kept_is_found_and_deleted_and_nobody_elses(
     settings: Settings, desk: Desk, tmp_path: Path
 ) -> None:
-    config = flow_for(desk.url).connections["acme"]
-    assert isinstance(config, Salesforce)
+    config = acme(flow_for(desk.url))
     rest = Rest("acme", config, Login("acme", config))
     ours = Bulk(rest, "snapshot")
     assert await die(settings, desk, tmp_path, "job-made", 1) == -9

@@ -8,7 +8,7 @@ from prometheus_client import REGISTRY
 
 from deploy.sandbox.salesforce.org import USERNAME
 from models.settings import Settings
-from tests.support.salesforce import Desk, arrived, connected, flow_for, org, subscribed, until
+from tests.support.salesforce import Desk, arrived, connected, first_came, flow_for, org, subscribed, until
 
 pytestmark = pytest.mark.kafka
 EVENT = "Headrace_Canary__e"
@@ -41,9 +41,7 @@ async def test_a_deaf_session_is_found_said_and_left_and_nothing_is_lost(setting
     told, missed, heard = Told(), canaries("missed"), canaries("heard")
     flow = flow_for(desk.url, canary={"event": EVENT, "every": "1s", "budget": "2s"})
     async with subscribed(settings, flow, health=told) as task:
-        await connected(desk, task)
-        person = await desk.create("Before")
-        await until(lambda: arrived(settings, "Contact"), lambda a: len(a) == 1, task=task)
+        person = await first_came(settings, desk, task)
 
         async def sang() -> bool:
             return canaries("heard") > heard
@@ -71,9 +69,7 @@ async def test_while_the_org_is_silent_to_all_it_stays_unready_and_loses_nothing
     told = Told()
     flow = flow_for(desk.url, canary={"event": EVENT, "every": 1, "budget": 1})
     async with subscribed(settings, flow, health=told) as task:
-        await connected(desk, task)
-        person = await desk.create("Before")
-        await until(lambda: arrived(settings, "Contact"), lambda a: len(a) == 1, task=task)
+        person = await first_came(settings, desk, task)
         await desk.fault("silent", variant="all")
         await desk.update(person, "unheard")
         await until(lambda: _last(told), lambda said: not said[0], task=task)

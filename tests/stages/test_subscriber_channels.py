@@ -12,7 +12,7 @@ from streams.salesforce.positions import read_positions
 from streams.salesforce.runs import snapshot_runs
 from streams.topics import Topics, ensure
 from tests.support.broker import topics
-from tests.support.salesforce import Desk, arrived, connected, envelope_of, flow_for, inbound, org, subscribed, until
+from tests.support.salesforce import Desk, acme, arrived, connected, envelope_of, flow_for, inbound, org, subscribed, until
 
 pytestmark = pytest.mark.kafka
 PEOPLE, PAID, SHOP = "/data/People__chn", "/event/Paid__e", "/event/Shop__chn"
@@ -22,7 +22,7 @@ def several(url: str) -> Flow:
     """Contacts from a custom channel, Accounts from their own, a platform event, and one of two from a custom channel."""
     found = flow_for(url, channels={PEOPLE: ["Contact"], "/data/AccountChangeEvent": [], SHOP: ["Booked__e", "Refunded__e"]})
     raw = found.model_dump(by_alias=True)
-    raw["connections"]["acme"]["auth"]["client_secret"] = found.connections["acme"].auth.client_secret  # type: ignore[union-attr]
+    raw["connections"]["acme"]["auth"]["client_secret"] = acme(found).auth.client_secret
     raw["routes"]["paid"] = {"from": ["acme/Paid__e"], "to": "warehouse", "map": "paid.yaml"}
     raw["routes"]["refunded"] = {"from": ["acme/Refunded__e"], "to": "warehouse", "map": "paid.yaml"}
     return Flow.model_validate(raw)

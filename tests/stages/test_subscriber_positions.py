@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import orjson
@@ -24,10 +23,10 @@ from tests.support.salesforce import (
     change,
     connected,
     envelope_of,
+    first_came,
     flow_for,
     inbound,
     letters,
-    org,
     repaired,
     subscribed,
     until,
@@ -36,12 +35,6 @@ from tests.support.salesforce import (
 pytestmark = pytest.mark.kafka
 KEY = "acme|/data/ChangeEvents"
 A = "003Qx00000Ke4RtIAJ"
-
-
-@pytest.fixture
-async def desk() -> AsyncIterator[Desk]:
-    async with org(60) as found:
-        yield found
 
 
 async def test_without_a_position_it_refuses_to_guess_where_to_begin(settings: Settings, desk: Desk) -> None:
@@ -70,9 +63,7 @@ async def test_a_first_start_reads_every_record_once_after_the_subscription_stan
 async def test_a_refused_position_is_told_and_made_up_for_and_nothing_retained_is_lost(settings: Settings, desk: Desk) -> None:
     flow = flow_for(desk.url)
     async with subscribed(settings, flow) as task:
-        await connected(desk, task)
-        first = await desk.create("Before")
-        await until(lambda: arrived(settings, "Contact"), lambda found: len(found) == 1, task=task)
+        first = await first_came(settings, desk, task)
     lost = await desk.create("Lost to retention")
     last = (await desk.state())["lastReplayId"]
     later = await desk.create("Retained")
@@ -89,9 +80,7 @@ async def test_a_refused_position_is_told_and_made_up_for_and_nothing_retained_i
 async def test_another_org_raises_the_epoch_and_reads_everything_again(settings: Settings, desk: Desk) -> None:
     flow = flow_for(desk.url)
     async with subscribed(settings, flow) as task:
-        await connected(desk, task)
-        person = await desk.create("Before")
-        await until(lambda: arrived(settings, "Contact"), lambda found: len(found) == 1, task=task)
+        person = await first_came(settings, desk, task)
     at = (await read_positions(settings))[KEY]
     await send(settings, [output(Topics(settings.installation), "acme", "/data/ChangeEvents", replace(at, org="00Dother"))])
     async with subscribed(settings, flow, start_from=None) as task:
@@ -106,9 +95,7 @@ async def test_another_org_raises_the_epoch_and_reads_everything_again(settings:
 async def test_positions_that_go_back_begin_a_new_epoch_in_the_session_and_are_refused_after_it(settings: Settings, desk: Desk) -> None:
     flow = flow_for(desk.url)
     async with subscribed(settings, flow) as task:
-        await connected(desk, task)
-        person = await desk.create("Before")
-        await until(lambda: arrived(settings, "Contact"), lambda found: len(found) == 1, task=task)
+        person = await first_came(settings, desk, task)
         before = (await read_positions(settings))[KEY]
         await asyncio.sleep(1.1)  # an epoch is told by the second of a commit
         await desk.fault("org-migration", variant="ids")

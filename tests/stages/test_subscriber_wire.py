@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from models.settings import Settings
-from tests.support.salesforce import Desk, arrived, connected, flow_for, order_of, org, subscribed, until
+from tests.support.salesforce import Desk, arrived, connected, first_came, flow_for, order_of, org, subscribed, until
 
 pytestmark = pytest.mark.kafka
 
@@ -76,9 +76,7 @@ async def test_a_fault_of_the_wire_loses_nothing_and_doubles_nothing(
 
 async def test_a_server_that_is_silent_to_everybody_is_read_again_once_it_speaks(settings: Settings, desk: Desk) -> None:
     async with subscribed(settings, flow_for(desk.url, silence=2)) as task:
-        await connected(desk, task)
-        person = await desk.create("Before")
-        await until(lambda: arrived(settings, "Contact"), lambda a: len(a) == 1, task=task)
+        person = await first_came(settings, desk, task)
         await desk.fault("silent", variant="all")
         await desk.update(person, "unheard")
         handshakes = (await desk.state())["counts"]["handshakes"]

@@ -4,6 +4,7 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from aiokafka.admin import AIOKafkaAdminClient
 
@@ -12,9 +13,9 @@ from streams.kafka import client_options
 from streams.topics import Topic, ensure
 
 
-def settings_for(kafka: str, state: Path, *, partitions: int = 4, **more: object) -> Settings:
+def settings_for(kafka: str, state: Path, *, partitions: int = 4, **more: Any) -> Settings:
     """Settings of an installation nobody else has, on this Kafka (host:port)."""
-    return Settings(kafka=kafka, installation=f"t-{uuid.uuid4().hex[:8]}", partitions=partitions, state=state, **more)  # type: ignore[arg-type]
+    return Settings(kafka=kafka, installation=f"t-{uuid.uuid4().hex[:8]}", partitions=partitions, state=state, **more)
 
 
 @asynccontextmanager

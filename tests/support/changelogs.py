@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
@@ -148,7 +149,7 @@ async def _recover_and_die(kafka: str, installation: str, folder: str, loads: in
         left[0] -= 1
         load(self, changes, position, at)
 
-    TableStore.load = loading  # type: ignore[method-assign]
+    patch.object(TableStore, "load", loading).start()
     recovery.CHUNK = 100
     await recover(settings, {TopicPartition(f"{installation}.records-changelog", 0): ("records", TableStore(Disk(Path(folder))))})
 

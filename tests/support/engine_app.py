@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import faust
 from aiokafka import AIOKafkaProducer
@@ -104,11 +105,12 @@ def stop_before_commit() -> None:
 
     async def committing(self: TransactionalPublisher, producer: AIOKafkaProducer) -> None:
         print("stopped before the commit", flush=True)
-        TransactionalPublisher._commit = commit  # type: ignore[method-assign]
+        point.stop()
         os.kill(os.getpid(), signal.SIGSTOP)
         await commit(self, producer)
 
-    TransactionalPublisher._commit = committing  # type: ignore[method-assign]
+    point = patch.object(TransactionalPublisher, "_commit", committing)
+    point.start()
 
 
 def names(settings: Settings, source: str = "x") -> tuple[str, str, str]:

@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from unittest.mock import patch
 
 from aiokafka import AIOKafkaProducer
 
@@ -117,12 +118,15 @@ def arm(given: Sequence[Mapping[str, Any]]) -> None:
         await send(self, outputs)
         points.passing("kept-not-answered", "receive")
 
-    Bulk.make = making  # type: ignore[method-assign]
-    Publisher.send = keeping  # type: ignore[method-assign]
-    TransactionalPublisher._fill = filling  # type: ignore[method-assign,assignment]
-    TransactionalPublisher._commit = committing  # type: ignore[method-assign]
-    publish.send_batches = sending
-    Outbound.request = requesting  # type: ignore[method-assign]
+    for owner, name, with_point in (
+        (Bulk, "make", making),
+        (Publisher, "send", keeping),
+        (TransactionalPublisher, "_fill", filling),
+        (TransactionalPublisher, "_commit", committing),
+        (publish, "send_batches", sending),
+        (Outbound, "request", requesting),
+    ):
+        patch.object(owner, name, with_point).start()
 
 
 def raise_for(beginnings: tuple[str, ...]) -> None:
@@ -134,7 +138,7 @@ def raise_for(beginnings: tuple[str, ...]) -> None:
             raise ZeroDivisionError("a rule that raises")
         return shape(self, values, record_id, asks=asks)
 
-    Way.shape = shaping  # type: ignore[method-assign]
+    patch.object(Way, "shape", shaping).start()
 
 
 def clock(file: Path | None) -> None:

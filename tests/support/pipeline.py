@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from agents.maps import Maps
+from agents.maps import InUse
 from agents.process import process_stage
 from agents.rejections import GatesOf, no_gates
 from agents.rules.writes import decode_write
@@ -26,7 +26,7 @@ TOPICS = Topics("t")
 class Pipeline:
     """Feeds the stage's handler; `writes`, `fetches`, `dead` collect what came out."""
 
-    def __init__(self, flow: Flow, maps: Maps, gates: GatesOf = no_gates) -> None:
+    def __init__(self, flow: Flow, maps: InUse, gates: GatesOf = no_gates) -> None:
         self.flow, self.maps = flow, maps
         self.paused: set[str] = set()
         self.stage = process_stage(flow, SETTINGS, maps, self._held, gates)

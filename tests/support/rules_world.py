@@ -6,8 +6,8 @@ renames runs over the sandbox's users; time is a seeded random schedule. Whateve
 
 import random
 from collections import deque
-from collections.abc import Coroutine, Iterable
-from typing import Any, ClassVar
+from collections.abc import Awaitable, Iterable
+from typing import Any, ClassVar, TypeVar
 from zlib import crc32
 
 import orjson
@@ -41,6 +41,7 @@ FIELDS = {
 """Possible values. A Lead has no Department: what a Contact left there under a common key must go. Only a Lead has a Status: that stands
 beside what the Contact of the same key says."""
 Log = dict[tuple[str, str], list[MemoryRecord]]
+T = TypeVar("T")
 
 
 def _maps(query: bool, filtered: bool, renames: bool, on_delete: str, groups: str = "") -> tuple[Flow, Maps]:
@@ -65,12 +66,13 @@ GROUPED = {
 }
 
 
-def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
+def run(work: Awaitable[T]) -> T:
     """Drive a handler that never really waits."""
     try:
-        coroutine.send(None)
+        next(work.__await__())
     except StopIteration as done:
-        return done.value  # type: ignore[no-any-return]
+        found: T = done.value
+        return found
     raise AssertionError("a handler waited for something: here nobody is to be waited for")
 
 
@@ -244,7 +246,7 @@ class World:
         chunk = log[at : at + self.r.choice((1, 1, 2, 5))]
         if not chunk:
             return False
-        result = run(self.stage.handler(Chunk(chunk[0].topic, 0, chunk), self.partition))  # type: ignore[arg-type]
+        result = run(self.stage.handler(Chunk(chunk[0].topic, 0, chunk), self.partition))
         for key, value in result.state.get("records", ()):
             self.partition.store("records").values[key] = value or b""
         self.read[place] = at + len(chunk)
@@ -291,7 +293,7 @@ class World:
         chunk = self.joins[lane][at : at + self.r.choice((1, 1, 2, 4))]
         if not chunk:
             return False
-        result = run(self.compare.handler(Chunk(chunk[0].topic, 0, chunk), self.partition))  # type: ignore[arg-type]
+        result = run(self.compare.handler(Chunk(chunk[0].topic, 0, chunk), self.partition))
         crash = self.r.random() if self.lossy else 1.0
         if crash > 0.1:
             self.partition.keep("groups", result.state.get("groups", []))

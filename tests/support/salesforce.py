@@ -14,7 +14,7 @@ from aiokafka import AIOKafkaConsumer
 from deploy.sandbox.salesforce.org import CLIENT_ID, CLIENT_SECRET
 from deploy.sandbox.salesforce.server import Sandbox
 from models.envelope import Envelope
-from models.flow import Flow
+from models.flow import Flow, Salesforce
 from models.settings import Settings
 from streams.consume import read_all
 from streams.engine.stage import Record
@@ -51,6 +51,13 @@ def flow_for(url: str, silence: float = 300.0, **connection: Any) -> Flow:
             "routes": {"people": {"from": ["acme/Contact", "acme/Account"], "to": "warehouse", "map": "person"}},
         }
     )
+
+
+def acme(flow: Flow) -> Salesforce:
+    """Its connection of that name."""
+    config = flow.connections["acme"]
+    assert isinstance(config, Salesforce)
+    return config
 
 
 class Desk:
@@ -174,6 +181,14 @@ async def until(
 async def connected(desk: Desk, task: "asyncio.Task[None] | None" = None, channel: str = "/data/ChangeEvents") -> None:
     """Until a session of the org has subscribed."""
     await until(desk.state, lambda s: any(channel in x["channels"] for x in s["sessions"]), task=task)
+
+
+async def first_came(settings: Settings, desk: Desk, task: "asyncio.Task[None] | None" = None) -> str:
+    """Until a session has subscribed and a new Contact has come by it; its id."""
+    await connected(desk, task)
+    person = await desk.create("Before")
+    await until(lambda: arrived(settings, "Contact"), lambda found: len(found) == 1, task=task)
+    return person
 
 
 async def inbound(settings: Settings, *sobjects: str, bulk: bool = False) -> list[Record]:

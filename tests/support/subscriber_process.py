@@ -19,7 +19,7 @@ from streams.salesforce import bulk, jobs
 from streams.salesforce.snapshot import run_snapshot
 from streams.salesforce.subscriber import run_subscriber
 from tests.support import fault_points
-from tests.support.salesforce import FIELDS
+from tests.support.salesforce import FIELDS, acme
 
 
 async def main(given: dict[str, Any]) -> None:
@@ -45,7 +45,8 @@ def command(
         "HEADRACE_SESSION_TIMEOUT": settings.session_timeout,
     }
     shown = flow.model_dump(mode="json", by_alias=True, exclude_unset=True)
-    shown["connections"]["acme"]["auth"]["client_secret"] = flow.connections["acme"].auth.client_secret.get_secret_value()  # type: ignore[union-attr]
+    secret = acme(flow).auth.client_secret
+    shown["connections"]["acme"]["auth"]["client_secret"] = secret.get_secret_value() if secret else None
     given = {"settings": named, "flow": shown, "what": what, "source": source, "options": options, "points": points}
     return [sys.executable, "-m", "tests.support.subscriber_process", orjson.dumps(given).decode()]
 

@@ -53,6 +53,7 @@ class VersionsWorld(World):
     def __init__(self, seed: int, *, renames: bool) -> None:
         self.number, self.extras = 1, [frozenset[str](), frozenset[str]()]
         self.fell: str | None = None
+        self.resting = False
         super().__init__(seed, renames=renames)
         if not renames:
             self._watch(self.rows)
@@ -93,7 +94,7 @@ class VersionsWorld(World):
 
     def lagging(self) -> int:
         """What some worker is at."""
-        return self.number if self.r.random() < 0.7 else self.r.randint(max(1, self.number - 2), self.number)
+        return self.number if self.resting or self.r.random() < 0.7 else self.r.randint(max(1, self.number - 2), self.number)
 
     def selected(self, row: dict[str, Any], headers: dict[str, str]) -> tuple[str | None, dict[str, Any]]:
         """By what some process took for the map when it began to read; the fetch agent catches up with who asked."""
@@ -121,7 +122,7 @@ class VersionsWorld(World):
         super().step()
 
     def rest(self) -> None:
-        self.lagging = lambda: self.number  # type: ignore[method-assign]
+        self.resting = True
         super().rest()
 
     def read_all(self) -> None:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
@@ -32,7 +33,7 @@ class Bench:
     def __init__(self, settings: Settings, consumer: AIOKafkaConsumer) -> None:
         self.settings, self._consumer = settings, consumer
         self.live, self.bulk, self.out = names(settings)
-        self.outputs: list[dict[str, object]] = []
+        self.outputs: list[dict[str, Any]] = []
         self.workers: list[Worker] = []
         self._publisher = Publisher(settings)
         self._sent = 0
@@ -56,7 +57,7 @@ class Bench:
             while len(self.outputs) < count:
                 self._check()
                 await self._poll(200)
-        return sorted(int(o["seq"]) for o in self.outputs)  # type: ignore[call-overload]
+        return sorted(int(o["seq"]) for o in self.outputs)
 
     async def exactly(self, count: int, dead: Collection[int] = ()) -> None:
         """Every event came out once, and nothing besides, but those that are dead letters."""
@@ -184,9 +185,9 @@ def _differences(found: Counter[int], count: int) -> str:
 
 
 @asynccontextmanager
-async def bench(kafka: str, state: Path, **settings: object) -> AsyncIterator[Bench]:
+async def bench(kafka: str, state: Path, **settings: Any) -> AsyncIterator[Bench]:
     """A Bench with topics made, everything ended and deleted afterwards."""
-    chosen = settings_for(kafka, state, **settings)  # type: ignore[arg-type]
+    chosen = settings_for(kafka, state, **settings)
     made = {*names(chosen), *names(chosen, "y"), Topics(chosen.installation).dead_letters}
     async with topics(chosen, sorted(made), [f"{chosen.installation}.records-changelog"]):
         consumer = read_committed_consumer(chosen)

@@ -16,6 +16,7 @@ from agents.targets import iterable
 from agents.writer import Item, Key, Writer
 from models.errors import PermanentError
 from models.flow import Salesforce
+from streams.salesforce.auth import Login
 from streams.salesforce.rest import IDS_PER_CALL, Answer, Rest
 from tests.support.effects import effect
 from tests.support.flows import AUTH, PEOPLE, Shapes, flow
@@ -107,7 +108,8 @@ async def test_four_megabytes_pass_and_one_byte_more_is_refused_before_it_is_sen
     ("count", "queries"), [(0, []), (1, [1]), (IDS_PER_CALL, [200]), (IDS_PER_CALL + 1, [200, 1]), (401, [200, 200, 1])]
 )
 async def test_ids_of_a_query(count: int, queries: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    rest = Rest("acme", Salesforce.model_validate({"type": "salesforce", "auth": AUTH}), None)  # type: ignore[arg-type]
+    config = Salesforce.model_validate({"type": "salesforce", "auth": AUTH})
+    rest = Rest("acme", config, Login("acme", config))
     asked: list[str] = []
 
     async def query(soql: str, purpose: str, *, deleted: bool) -> Answer:

@@ -1,6 +1,7 @@
 """Calls to a target whose rate is limited: what several partitions have ready goes into one, and nobody answers for another's record."""
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
@@ -27,7 +28,7 @@ class Slow(Target):
         self.gate, self.called = asyncio.Event(), asyncio.Event()
         self.gate.set()
 
-    async def write(self, effects: list[Effect]) -> list[WriteResult]:  # type: ignore[override]
+    async def write(self, effects: Sequence[Effect]) -> list[WriteResult]:
         self.called.set()
         await self.gate.wait()
         results = await super().write(effects)

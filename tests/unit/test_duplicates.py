@@ -13,6 +13,7 @@ from agents.duplicates import duplicates_stage, group_key
 from agents.rules import delivery
 from agents.rules.delivery import Delivered, apply
 from agents.rules.duplicates import MOST_MEMBERS, Group, Member, grouping
+from agents.rules.identity import move
 from agents.rules.writes import decode_write, encode_write
 from models.dead_letter import DeadLetter
 from models.errors import FatalError
@@ -37,10 +38,8 @@ def test_one_record_of_each_address_stands_whatever_the_interleaving() -> None:
 
 
 def test_a_group_that_is_never_left_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = process.move  # type: ignore[attr-defined]  # replaced where it is used
-
     def stays(keys: Any, key: str | None, *args: Any) -> list[str]:
-        left: list[str] = real(keys, key, *args)
+        left = move(keys, key, *args)
         return [] if key is None or "@" in key else left
 
     monkeypatch.setattr(process, "move", stays)

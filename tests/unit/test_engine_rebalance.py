@@ -17,21 +17,24 @@ from streams.engine.stage import Chunk, Output, Partition, Result, Stage
 from streams.engine.store import Memory
 from streams.engine.transport import Consumer
 from streams.metrics import REBALANCE_SECONDS
-from streams.publish import Batches
+from streams.publish import Batches, Ends, TransactionalPublisher
 from tests.support.memory import MemoryRecord
 
 NEVER = asyncio.Event
 
 
-class Publisher:
+class Publisher(TransactionalPublisher):
     """Keeps what was committed."""
 
     def __init__(self) -> None:
+        super().__init__(Settings(installation="t"), "t")
         self.ends: list[int] = []
         self.stopped = False
 
-    async def send_batched(self, batches: Batches, *, offsets: Mapping[TopicPartition, int], group: str) -> dict[TopicPartition, int]:
-        self.ends += offsets.values()
+    async def send_batched(
+        self, batches: Batches, *, offsets: Mapping[TopicPartition, int] | None = None, group: str | None = None
+    ) -> Ends:
+        self.ends += (offsets or {}).values()
         return {}
 
     async def stop(self) -> None:
@@ -55,7 +58,7 @@ async def engine(tmp_path: Path) -> Engine:
     made = Engine(settings, [Stage("s", ("in",), (), echo)], lambda _table, _number: Memory())
     for number in (0, 1):
         holding = made._new_holding(number)
-        holding.grounds["s"].publisher = Publisher()  # type: ignore[assignment]
+        holding.grounds["s"].publisher = Publisher()
         made._holdings[number] = holding
     await made._open({}, 5)
     return made

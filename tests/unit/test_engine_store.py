@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -241,7 +242,8 @@ def test_a_store_that_is_open_elsewhere_is_refused_and_left_alone(tmp_path: Path
 
 def test_a_wrong_call_is_no_damage(tmp_path: Path) -> None:
     disk = Disk(tmp_path / "0")
-    for use in (lambda: disk.write([(None, b"1")], 1, 1.0), lambda: disk.get_many([None])):  # type: ignore[list-item]
+    no_key: Any = None
+    for use in (lambda: disk.write([(no_key, b"1")], 1, 1.0), lambda: disk.get_many([no_key])):
         with pytest.raises((KeyError, TypeError)):
             use()
     assert not list(tmp_path.glob("*.damaged"))

@@ -11,32 +11,36 @@ import pytest
 from aiokafka import TopicPartition
 
 from models.errors import CodeError, FatalError, PermanentError, TemporaryError
+from models.settings import Settings
 from streams.engine.stage import Abandoned, Chunk, Output, Partition, Result, Stage
 from streams.engine.store import Memory, TableStore
 from streams.engine.suspects import ENDS, Suspects
 from streams.engine.turns import Turns
 from streams.engine.work import Ground, Work
-from streams.publish import MAX_RECORD, Batches
+from streams.publish import MAX_RECORD, Batches, Ends, TransactionalPublisher
 from tests.support.memory import MemoryRecord
 
 LARGE = b"x" * MAX_RECORD
 Handler = Callable[[Chunk, Partition], Any]
 
 
-class Publisher:
+class Publisher(TransactionalPublisher):
     """Keeps what was committed: (next offset, [(topic, key, value)])."""
 
     def __init__(self) -> None:
+        super().__init__(Settings(installation="t"), "t")
         self.commits: list[tuple[int, list[tuple[str, bytes | None, bytes | None]]]] = []
         self.errors: list[Exception] = []
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def send_batched(self, batches: Batches, *, offsets: Mapping[TopicPartition, int], group: str) -> dict[TopicPartition, int]:
+    async def send_batched(
+        self, batches: Batches, *, offsets: Mapping[TopicPartition, int] | None = None, group: str | None = None
+    ) -> Ends:
         await self.gate.wait()
         if self.errors:
             raise self.errors.pop(0)
-        (end,) = offsets.values()
+        (end,) = (offsets or {}).values()
         self.commits.append((end, [(o.topic, o.key, o.value) for batch in batches.values() for o in batch]))
         return {}
 
@@ -54,7 +58,7 @@ class Bench:
         self.turns = Turns(lambda: False)
         monkeypatch.setattr("streams.engine.fatal.end", self._end)
         stage = Stage("s", ("t.in.x",), ("t.in.x.bulk",), handler, tables=("table",), **limits)
-        ground = Ground(self.publisher, {"table": self.store}, {"table": "t.table-changelog"}, "t", 4, self.suspects)  # type: ignore[arg-type]
+        ground = Ground(self.publisher, {"table": self.store}, {"table": "t.table-changelog"}, "t", 4, self.suspects)
         self.work = Work(stage, 3, ground, lambda: self.alive, lambda: 0.5, self.done.append, self.given_up.append, self.turns)
 
     def _end(self, event: str, error: BaseException, *, guilty: Any = None, **_: Any) -> None:

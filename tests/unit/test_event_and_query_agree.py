@@ -99,7 +99,7 @@ def _pipeline(written: dict[str, Any], where: str | None, fetch: str) -> Pipelin
 
 
 def _feed(pipeline: Pipeline, record: MemoryRecord) -> None:
-    run(pipeline.feed(record))  # type: ignore[arg-type]
+    run(pipeline.feed(record))
 
 
 steps = st.tuples(

@@ -12,13 +12,12 @@ from deploy.cli import main
 from deploy.fields import fields_of
 from deploy.sandbox.salesforce.org import CLIENT_ID, CLIENT_SECRET
 from models.errors import PermanentError, SettingsError
-from models.flow import Salesforce
 from models.settings import Settings
 from streams.salesforce import described
 from streams.salesforce.auth import Login
 from streams.salesforce.columns import types_of
 from streams.salesforce.rest import Rest
-from tests.support.salesforce import flow_for, org
+from tests.support.salesforce import acme, flow_for, org
 
 
 def field(name: str, label: str, **more: Any) -> dict[str, Any]:
@@ -105,8 +104,7 @@ async def test_two_commands_ask_the_org_once_and_a_refresh_asks_again(
 
 async def test_a_process_asks_for_a_describe_once_until_something_tells_of_a_change() -> None:
     async with org() as desk:
-        config = flow_for(desk.url).connections["acme"]
-        assert isinstance(config, Salesforce)
+        config = acme(flow_for(desk.url))
         rest = Rest("acme", config, Login("acme", config, "."))
         try:
             first, again = await rest.describe("Contact"), await rest.describe("Contact")

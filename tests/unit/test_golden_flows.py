@@ -18,6 +18,7 @@ from deploy.rig import FLOW
 from models.flow import Salesforce
 from streams.engine.stage import Chunk, Output
 from streams.flow_file import load_flow
+from streams.salesforce.auth import Login
 from streams.salesforce.rest import Answer, Rest
 from tests.support.memory import MemoryRecord
 from tests.support.pipeline import SETTINGS, TOPICS, Pipeline
@@ -64,7 +65,7 @@ async def test_a_row_becomes_what_the_golden_file_says(name: str, case: dict[str
 async def test_rows_one_after_another_become_these_users(case: dict[str, Any]) -> None:
     p, target = pipeline("iterable", case.get("where")), iterable.Target("marketing", iterable.IterableOptions(api_key="k"), "t")
     target._http = users = Users()  # type: ignore[assignment]
-    writer = Writer("marketing", target, p.flow, SETTINGS, p.maps, Guard("write", "marketing"))  # type: ignore[arg-type]
+    writer = Writer("marketing", target, p.flow, SETTINGS, p.maps.now, Guard("write", "marketing"))  # type: ignore[arg-type]
     writer._calls = Calls(target)  # type: ignore[assignment,arg-type]
     topic, offset = TOPICS.writes("marketing"), 0
     for second, row in enumerate(case["rows"], 1000):
@@ -98,7 +99,8 @@ async def test_a_queue_is_asked_for_once_by_id_and_by_type(monkeypatch: pytest.M
         assert sobject_of(request["id"]) == request["sobject"], "the first three characters of an id say so too"
         asked.setdefault(request["sobject"], []).append(request["id"])
     assert asked == golden["groups"]
-    rest, soql = Rest("acme", Salesforce.model_validate(p.flow.connections["acme"]), None), list[str]()  # type: ignore[arg-type]
+    config = Salesforce.model_validate(p.flow.connections["acme"])
+    rest, soql = Rest("acme", config, Login("acme", config)), list[str]()
 
     async def query(text: str, purpose: str, *, deleted: bool) -> Answer:
         assert deleted, "who was deleted meanwhile is a row too"
@@ -107,7 +109,7 @@ async def test_a_queue_is_asked_for_once_by_id_and_by_type(monkeypatch: pytest.M
 
     monkeypatch.setattr(rest, "query", query)
     for sobject, ids in asked.items():
-        await rest.by_ids(sobject, p.maps.fields(f"acme/{sobject}"), ids, "fetch")
+        await rest.by_ids(sobject, p.maps.now.fields(f"acme/{sobject}"), ids, "fetch")
     assert soql == list(golden["queries"].values())
 
 

@@ -41,7 +41,7 @@ def of(number: int) -> dict[str, Any]:
 async def test_a_row_of_before_is_read_again_and_ends_whole(fetch: str, at: int, known: bool) -> None:
     """Rows reach a worker that has the later map from `at` on; `known`: the records stood in the target before."""
     maps = Switching(fetch)
-    p: Any = Pipeline(maps.flow, maps)  # type: ignore[arg-type]
+    p: Any = Pipeline(maps.flow, maps)
     held: dict[str, Any] = {}
 
     async def feed(*records: Any) -> None:
@@ -75,6 +75,6 @@ async def test_a_row_of_before_is_read_again_and_ends_whole(fetch: str, at: int,
 async def test_children_of_a_parent_that_were_read_by_the_columns_of_before_are_read_again() -> None:
     maps = Switching("event")
     maps.now = maps.maps(2, NEW)
-    p: Any = Pipeline(maps.flow, maps)  # type: ignore[arg-type]
+    p: Any = Pipeline(maps.flow, maps)
     assert await p.feed(p.row("Contact", IDS[0], 10, 1000, {"Email": "a@example.org"}, reason=Reason.PARENT)) == []
     assert ([request["id"] for request, _ in p.fetches], p.dead) == ([IDS[0]], []), "asked for, and no dead letter"

@@ -1,5 +1,7 @@
 """Maps that change under random interleavings, lagging workers and crashes; and that a missing rule is noticed."""
 
+from typing import Any
+
 import pytest
 
 from agents import writer
@@ -26,9 +28,9 @@ def test_what_long_runs_found(seed: int, renames: bool) -> None:
 def test_a_refused_write_that_is_not_sent_back_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     real = writer.Writer._refused
 
-    def dropped(self: writer.Writer, work: writer.Work, *args: object) -> bool:
+    def dropped(self: writer.Writer, work: writer.Work, *args: Any) -> bool:
         before = len(work.forwards)
-        refused = real(self, work, *args)  # type: ignore[arg-type]
+        refused = real(self, work, *args)
         del work.forwards[before:]
         return refused
 

@@ -147,7 +147,7 @@ class Behind:
 async def test_a_worker_that_is_behind_catches_up_before_it_takes_rows_that_fill_a_new_field() -> None:
     text, more = "Email: mail\n", OrgFields({"Score__c": "number"})
     maps = Behind(loaded({}, text=text), loaded({SOURCE: more}, text=text))
-    p = Pipeline(flow(whole=ALL), maps)  # type: ignore[arg-type]
+    p = Pipeline(flow(whole=ALL), maps)
     await p.feed(p.row("Contact", ID, 10, 1000, {"Email": "a@x"}))
     plan = maps.later.plan(SOURCE)
     assert plan is not None

@@ -278,7 +278,7 @@ async def test_a_number_no_target_could_be_told_is_a_dead_letter_and_moves_no_ke
 def test_no_record_whatsoever_ends_the_process_or_vanishes(value: bytes, key: bytes, headers: list[tuple[str, bytes]]) -> None:
     p = pipeline()
     record = MemoryRecord(TOPICS.inbound("acme/Contact"), 0, key, value, headers)
-    result = run(p.stage.handler(Chunk(record.topic, 0, [replace(record)]), MemoryPartition()))  # type: ignore[arg-type]
+    result = run(p.stage.handler(Chunk(record.topic, 0, [replace(record)]), MemoryPartition()))
     assert len(result.outputs) == 1
 
 

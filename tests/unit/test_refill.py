@@ -40,9 +40,9 @@ class Desk(Pipeline):
 
     def __init__(self, **routes: dict[str, Any]) -> None:
         super().__init__(flow(**routes), maps(**routes))
-        self.refill = Refill(TOPICS, maps(**routes), Held())  # type: ignore[arg-type]
-        self.refill._holds = self.holds = Held()  # type: ignore[assignment]
-        self.steps: list[bytes] = []
+        self.holds = Held()
+        self.refill = Refill(TOPICS, maps(**routes), self.holds.routes)
+        self.steps: list[bytes | None] = []
         self.runs: dict[bytes, MemoryRecord] = {}
 
     def pause(self, route: str) -> None:
@@ -216,7 +216,7 @@ async def test_bodies_of_a_webhook_are_told_again_too() -> None:
 @pytest.mark.parametrize("value", [b"", b"{", b"[]", b"null", b'{"route": 3}', b'{"seen": 1}', b"\xff", None])
 async def test_what_is_no_step_is_a_dead_letter(value: bytes | None) -> None:
     desk = Desk(contacts=CONTACTS)
-    desk.steps.append(value)  # type: ignore[arg-type]
+    desk.steps.append(value)
     await desk.all()
     assert len(desk.dead) == 1
 

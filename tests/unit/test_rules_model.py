@@ -1,12 +1,15 @@
 """Merge, identity, emission and delivery under random interleavings, crashes and repeats; and that a missing rule is noticed."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents import process, writer
 from agents.rules import versions
-from agents.rules.delivery import Decision, Delivered
+from agents.rules.delivery import Decision, Delivered, Lane, apply
+from agents.rules.identity import Keys, move
 from tests.support.rules_world import World, scenario
 
 TARGETS = pytest.mark.parametrize("renames", [False, True], ids=["deletes old keys", "renames"])
@@ -60,10 +63,8 @@ def test_the_world_does_what_it_is_for() -> None:
 
 @TARGETS
 def test_without_releases_old_keys_stay_and_it_is_noticed(renames: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = process.move  # type: ignore[attr-defined]  # replaced where it is used
-
-    def no_release(*args: object) -> list[str]:
-        real(*args)  # type: ignore[arg-type]
+    def no_release(*args: Any) -> list[str]:
+        move(*args)
         return []
 
     monkeypatch.setattr(process, "move", no_release)
@@ -71,12 +72,10 @@ def test_without_releases_old_keys_stay_and_it_is_noticed(renames: bool, monkeyp
 
 
 def test_without_the_revision_guard_old_overwrites_new_and_it_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = writer.apply  # type: ignore[attr-defined]  # replaced where it is used
-
-    def unguarded(state: Delivered, *args: object, **options: object) -> Decision:
+    def unguarded(state: Delivered, *args: Any, **options: Any) -> Decision:
         for held in state.held:
             held.revision = -1
-        return real(state, *args, **options)  # type: ignore[arg-type]
+        return apply(state, *args, **options)
 
     monkeypatch.setattr(writer, "apply", unguarded)
     assert noticed(300, renames=False)
@@ -88,10 +87,8 @@ def test_without_tolerance_between_event_and_row_values_are_lost_and_it_is_notic
 
 
 def test_releases_forgotten_before_their_chunk_is_committed_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = process.move  # type: ignore[attr-defined]  # replaced where it is used
-
-    def early(keys: object, key: object, lane: object, offset: object, committed: dict[str, int]) -> list[str]:
-        return real(keys, key, lane, offset, dict.fromkeys(("live", "bulk"), 1 << 60))  # type: ignore[arg-type]
+    def early(keys: Keys, key: str | None, lane: Lane, offset: int, _committed: object) -> list[str]:
+        return move(keys, key, lane, offset, {"live": 1 << 60, "bulk": 1 << 60})
 
     monkeypatch.setattr(process, "move", early)
     assert noticed(2 * MANY, renames=False)

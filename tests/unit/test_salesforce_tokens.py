@@ -4,6 +4,7 @@ import base64
 import os
 import secrets
 import stat
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -111,10 +112,10 @@ def test_every_beginning_of_a_sealed_text_is_refused() -> None:
         (lambda s: "v1." + "A" * 1_000_000, "form"),
     ],
 )
-def test_what_is_no_seal_of_ours_is_refused_with_the_reason(change: object, why: str) -> None:
+def test_what_is_no_seal_of_ours_is_refused_with_the_reason(change: Callable[[str], str], why: str) -> None:
     keys = Keys(KEY)
     with pytest.raises(SealError, match=why):
-        keys.open(change(keys.seal(b"x", "acme")), "acme")  # type: ignore[operator]
+        keys.open(change(keys.seal(b"x", "acme")), "acme")
 
 
 def test_a_seal_opens_for_its_own_connection_only_and_not_with_another_key() -> None:

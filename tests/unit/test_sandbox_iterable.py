@@ -241,12 +241,12 @@ def test_a_merge_keeps_the_destination_and_renames_where_there_is_none() -> None
 
 def test_a_profile_reads_back_in_the_recorded_form() -> None:
     project = Project()
-    body = {
+    body: dict[str, Any] = {
         "email": "caio.silveira@mailinator.com",
         "dataFields": {"userId": "testuser123", "signupDate": "2020-08-19T20:50:04.000Z", "n": 1},
     }
     project.update(body)
-    user = project.get(body["email"])[1]["user"]  # type: ignore[arg-type]
+    user = project.get(body["email"])[1]["user"]
     assert user.keys() == {"email", "dataFields", "userId"}
     assert user["dataFields"]["signupDate"] == "2020-08-19 20:50:04 +00:00"
     assert {"email", "userId", "profileUpdatedAt", "signupSource", "itblInternal"} <= user["dataFields"].keys()

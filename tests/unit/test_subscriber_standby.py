@@ -11,7 +11,7 @@ from streams.salesforce import channel as channels
 from streams.salesforce import leader
 from streams.salesforce.context import Context
 from streams.salesforce.retry import Backoff
-from tests.support.salesforce import FIELDS, flow_for
+from tests.support.salesforce import FIELDS, acme, flow_for
 
 
 class Leadership(leader.Leadership):
@@ -47,7 +47,7 @@ async def test_one_that_lost_its_lead_in_trouble_is_ready_again_while_it_waits(t
     flow, told, begun = flow_for("http://localhost:9"), Readiness(), asyncio.Event()
     settings: Any = Settings(state=tmp_path)
     nothing: Any = None
-    context = Context(settings, flow, "acme", flow.connections["acme"], FIELDS, nothing, nothing, None, False, Backoff(), told)  # type: ignore[arg-type]
+    context = Context(settings, flow, "acme", acme(flow), FIELDS, nothing, nothing, None, False, Backoff(), told)
     channel = channels.Channel(context, "/data/ChangeEvents")
 
     async def trouble() -> None:
