@@ -29,7 +29,10 @@ MOST_MEMBERS = 5000
 
 @dataclass(frozen=True, slots=True)
 class Grouping:
-    """By which field of a body, `steps` into it, records of a route are the same one. `mail`: by an address, whatever its case."""
+    """By which field of a body records of a route are the same one; `steps`: its path, () where `field` is all of it.
+
+    mail   by an address, whatever its case
+    """
 
     field: str
     steps: tuple[str, ...]
@@ -40,7 +43,7 @@ class Grouping:
 
         An address is its own name. Of any other value it is a blank, with which no address begins, and JSON, which holds no control sign.
         """
-        value = at_path(body, self.steps)
+        value = at_path(body, self.steps) if self.steps else body.get(self.field)
         if self.mail:
             value = mail(value) if isinstance(value, str) else None
             if value is None or (len(value) <= LONGEST and "\0" not in value):
@@ -57,7 +60,7 @@ class Grouping:
 
 def grouping(field: str, *, mail: bool = False) -> Grouping:
     """By this path of the body."""
-    return Grouping(field, tuple(field.split(".")), mail)
+    return Grouping(field, tuple(field.split(".")) if "." in field else (), mail)
 
 
 def field_of(group: str) -> str:
