@@ -1,7 +1,7 @@
 """Fields that an org gets and loses while everything runs, and one that a map gets: what becomes of them, and what is read for it."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import pytest
 from psycopg.sql import SQL
 
 from deploy.rig import Rig
-from tests.support.rigs import WAREHOUSE, rig
+from tests.support.rigs import WAREHOUSE, queries, rig
 
 pytestmark = [pytest.mark.kafka, pytest.mark.postgres, pytest.mark.slow, pytest.mark.timeout(400)]
 FLOW = (
@@ -74,16 +74,6 @@ def update(made: Rig, sobject: str, id: str, how: str = "transaction", **values:
 
 
 LOST: dict[str, dict[str, str]] = {"transaction": {}, "gap": {"deliver": "lost"}}
-
-
-def queries(made: Rig, sobject: str) -> Callable[[], list[tuple[str, int]]]:
-    """What is asked of an sObject from now on: SOQL and rows. Counts are no rows."""
-
-    def all_of() -> list[tuple[str, int]]:
-        return [(text, found) for text, found in made.ask("GET", "/sandbox/queries")["queries"] if f" FROM {sobject}" in text]
-
-    before = len(all_of())
-    return lambda: [(text, found) for text, found in all_of()[before:] if "COUNT()" not in text]
 
 
 def test_a_new_field_of_the_org_is_a_column_and_only_it_is_read_of_the_records_that_are_there(made: Rig) -> None:

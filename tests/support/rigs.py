@@ -2,7 +2,7 @@
 
 import json
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -39,10 +39,16 @@ def rig(folder: Path, kafka: str | None, database_url: str | None, **options: An
             yield made
 
 
-def record_calls(made: Rig) -> int:
-    """Calls so far that Salesforce answers with records. What a clock makes (limits, canary) and descriptions are not among them."""
-    counts = made.ask("GET", "/sandbox/state")["counts"]
-    return sum(counts.get(f"{resource} requests", 0) for resource in ("query", "queryAll", "composite", "jobs"))
+def queries(made: Rig, *sobjects: str) -> Callable[[], list[tuple[str, int]]]:
+    """What is asked from now on, of these sObjects or of all: SOQL and rows. Counts are no rows. Others are polled by a clock (Owner)."""
+
+    def asked() -> list[tuple[str, int]]:
+        every = made.ask("GET", "/sandbox/queries")["queries"]
+        assert len(every) < 1000, "the sandbox forgets the oldest: what was before cannot be told any more"
+        return [(text, found) for text, found in every if not sobjects or any(f" FROM {sobject}" in text for sobject in sobjects)]
+
+    before = len(asked())
+    return lambda: [(text, found) for text, found in asked()[before:] if "COUNT()" not in text]
 
 
 def metric(made: Rig, role: str, metric: str, **labels: str) -> float:
