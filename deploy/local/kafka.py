@@ -73,8 +73,6 @@ class Kafka:
         self.folder = folder.resolve()
         self.port = port or free_port()
         self._controller = free_port()
-        while self._controller == self.port:
-            self._controller = free_port()
         self._heap = heap
         self._properties, self._users = _PLACE + BEHAVIOUR + properties, users
         self._config = self.folder / "server.properties"

@@ -6,6 +6,7 @@ all three must fit. A recycled pid is left alone.
 
 import contextlib
 import ctypes
+import itertools
 import json
 import os
 import random
@@ -14,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +26,9 @@ import psutil
 Progress = Callable[[str], None]
 """Told, in a few words, what is being done; never called after start() has returned."""
 
+LOCALHOST = "127.0.0.1"
+BLOCK = 100
+NO_PORT = f"No free TCP port between 20000 and 32000 on {LOCALHOST}. Stop what listens there, or choose a port."
 _PR_SET_PDEATHSIG = 1
 _CLOCK_TOLERANCE = 2.0  # seconds; psutil derives a start time from the boot time, which NTP may move a little
 
@@ -66,18 +70,33 @@ def _die_with_parent(signal_number: int) -> Callable[[], None]:
 
 
 def free_port() -> int:
-    """A TCP port of localhost that nobody listens on, below the range from which the system takes ports of outgoing connections.
+    """A TCP port of localhost that nobody listens on, nor will: no other process is given it, and this one not soon again.
 
-    A client's own port could otherwise be the server's while the server is being restarted.
+    It lies below the range from which the system takes ports of outgoing connections: a client's own port could otherwise be the server's
+    while the server is being restarted.
     """
-    for _ in range(200):
-        port = random.randint(20_000, 32_000)
+    _, ports = _block()
+    for port in itertools.islice(ports, BLOCK - 1):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):
-                probe.bind(("127.0.0.1", port))
+                probe.bind((LOCALHOST, port))
                 return port
-    raise LocalServiceError("No free TCP port between 20000 and 32000 on 127.0.0.1. Stop what listens there, or choose a port.")
+    raise LocalServiceError(NO_PORT)
+
+
+@cache
+def _block() -> tuple[socket.socket, Iterator[int]]:
+    """Ports that are this process's as long as it lives: nobody else can have the UDP port before them, which serves for nothing else."""
+    for first in random.SystemRandom().sample(range(20_000, 32_000, BLOCK), 12_000 // BLOCK):
+        lock = socket.socket(type=socket.SOCK_DGRAM)
+        try:
+            lock.bind((LOCALHOST, first))
+        except OSError:
+            lock.close()
+        else:
+            return lock, itertools.cycle(range(first + 1, first + BLOCK))
+    raise LocalServiceError(NO_PORT)
 
 
 def _ended(process: psutil.Process, signal_number: signal.Signals, timeout: float) -> bool:

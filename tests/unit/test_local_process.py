@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ import psutil
 import pytest
 
 from deploy.local import Endpoints, LocalServiceError, LocalServices
-from deploy.local.process import ServerProcess, free_port
+from deploy.local.process import BLOCK, ServerProcess, _block, free_port
 
 SLEEPER = "import sys, time; print('up', flush=True); time.sleep(600)"
 DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SLEEPER
@@ -110,10 +111,26 @@ def test_free_ports_lie_below_the_range_of_outgoing_connections() -> None:
     assert all(1024 < free_port() < 32768 for _ in range(20))
 
 
+def test_no_port_is_given_twice_while_others_are_left_nor_to_two_processes() -> None:
+    ask = "from deploy.local.process import free_port; print(*(free_port() for _ in range(50)), flush=True); input()"
+    others = [subprocess.Popen([sys.executable, "-c", ask], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    given = [int(port) for other in others if other.stdout for port in other.stdout.readline().split()]
+    for other in others:
+        other.communicate("\n")
+    given += [free_port() for _ in range(50)]
+    assert (len(given), len(set(given))) == (200, 200)
+
+
+def test_a_port_that_somebody_listens_on_is_not_given() -> None:
+    with socket.create_server(("127.0.0.1", free_port())) as server:
+        assert server.getsockname()[1] not in {free_port() for _ in range(2 * BLOCK)}
+
+
 def test_no_free_port_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def taken(*_: object) -> None:
         raise OSError("in use")
 
     monkeypatch.setattr("deploy.local.process.socket.socket.bind", taken)
-    with pytest.raises(LocalServiceError, match="No free TCP port"):
-        free_port()
+    for find in (free_port, _block.__wrapped__):  # none of ours, and no block of our own
+        with pytest.raises(LocalServiceError, match="No free TCP port"):
+            find()
