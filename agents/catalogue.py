@@ -14,28 +14,28 @@ COLUMNS = """
 SELECT a.attname, format_type(a.atttypid, a.atttypmod) FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
 JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s AND a.attnum > 0 AND NOT a.attisdropped
 """
-TAKES = """
+_SOLE = "i.indisunique AND i.indnkeyatts = 1 AND (i.indpred IS NULL OR pg_get_expr(i.indpred, i.indrelid) = '(NOT _deleted)')"
+"""Of an index: a value stands once in one column, in all rows or in those that are not marked as deleted."""
+TAKES = f"""
 SELECT a.attname,
        CASE WHEN coalesce(b.typname, t.typname) IN ('varchar', 'bpchar') AND greatest(a.atttypmod, t.typtypmod) > 4
             THEN greatest(a.atttypmod, t.typtypmod) - 4 END,
        (SELECT array_agg(e.enumlabel::text) FROM pg_enum e WHERE e.enumtypid = coalesce(b.oid, t.oid)),
        a.attnotnull OR t.typnotnull,
-       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisunique AND i.indnkeyatts = 1 AND i.indkey[0] = a.attnum
-               AND (i.indpred IS NULL OR pg_get_expr(i.indpred, i.indrelid) = '(NOT _deleted)')),
+       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indkey[0] = a.attnum AND {_SOLE}),
        (SELECT array_agg(pg_get_constraintdef(k.oid)) FROM pg_constraint k WHERE k.conrelid = c.oid AND k.contype = 'c'
         AND k.conkey = ARRAY[a.attnum])
 FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_type t ON t.oid = a.atttypid LEFT JOIN pg_type b ON b.oid = t.typbasetype
 WHERE n.nspname = %s AND c.relname = %s AND a.attnum > 0 AND NOT a.attisdropped AND a.attname <> ALL(%s)
-"""
-UNIQUE = """
+"""  # noqa: S608 - of constants
+UNIQUE = f"""
 SELECT a.attname, bool_or(i.indpred IS NULL)
 FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = i.indkey[0]
-WHERE n.nspname = %s AND c.relname = %s AND i.indisunique AND i.indnkeyatts = 1 AND NOT i.indisprimary
-  AND (i.indpred IS NULL OR pg_get_expr(i.indpred, i.indrelid) = '(NOT _deleted)')
+WHERE n.nspname = %s AND c.relname = %s AND NOT i.indisprimary AND {_SOLE}
 GROUP BY a.attname
-"""
+"""  # noqa: S608 - of constants
 CONSTRAINED = """
 SELECT a.attname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid
 WHERE n.nspname = %s AND c.relname = %s AND a.attnum = ANY (coalesce(

@@ -148,7 +148,9 @@ async def check_online(found: FlowFile, settings: Settings) -> list[str]:
     for name, connection in found.flow.connections.items():
         if isinstance(connection, Salesforce) and found.sound("connections", name):
             notes += await _check_org(found, name, connection, settings, takes, told)
-    return notes + foretold(*_loadable(found, [route for route in found.flow.routes if found.sound("routes", route)]), told)
+    if told:
+        notes += foretold(*_loadable(found, [route for route in found.flow.routes if found.sound("routes", route)]), told)
+    return notes
 
 
 async def _check_org(

@@ -26,10 +26,9 @@ async def canary_misfit(canary: Canary, org: Org, rest: Rest) -> tuple[str, str]
             f"the user may not change {sobject}.{field}, by which the canary is heard",
             "grant Edit on the object and the field to the user",
         )
-    record = (canary.record or "").partition("/")[2]
     rows: list[Row] = []
     with suppress(PermanentError):  # an id that cannot be one
-        rows = (await rest.by_ids(sobject, ["Id", "IsDeleted"], [record], "describe")).rows
+        rows = (await rest.by_ids(sobject, ["Id", "IsDeleted"], [canary.record_id], "describe")).rows
     if not rows or rows[0].get("IsDeleted"):
-        return f"the org has no record {record} of {sobject}, or hides it from the user", "make one, and name its id"
+        return f"the org has no record {canary.record_id} of {sobject}, or hides it from the user", "make one, and name its id"
     return None

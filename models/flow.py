@@ -119,6 +119,11 @@ class Canary(Part):
         """Of the event, or the record."""
         return self.event or (self.record or "").partition("/")[0]
 
+    @property
+    def record_id(self) -> str:
+        """Of the record; "" where the canary is an event."""
+        return (self.record or "").partition("/")[2]
+
 
 class Salesforce(Part):
     """A Salesforce org. `url` is its My Domain address, or login.salesforce.com, or test.salesforce.com for a sandbox org; `version` may be

@@ -100,10 +100,10 @@ class Canary:
 
     async def _sing(self) -> str | None:
         """Cause one; the UUID by which it is known, None: any will do. Raises what calls raise."""
-        sobject, _, record = (self._config.record or "").partition("/")
-        if not record:
-            return await self._rest.publish(self._config.sobject, {}, PURPOSE)
-        path, value = f"sobjects/{sobject}/{record}", {str(self._config.field): uuid.uuid4().hex[:LENGTH]}
+        one = self._config
+        if one.event:
+            return await self._rest.publish(one.event, {}, PURPOSE)
+        path, value = f"sobjects/{one.sobject}/{one.record_id}", {str(one.field): uuid.uuid4().hex[:LENGTH]}
         await self._rest.send(path, PURPOSE, lambda _: None, method="PATCH", json=value)
         return None
 

@@ -71,8 +71,9 @@ class Channel:
         self._backoff = Backoff(pause=context.backoff.pause)
         self._intake: Intake | None = None
         canary = context.config.canary
-        heard = canary is not None and (canary.event or context.config.brings(channel, canary.sobject))
-        self._canary = Canary(canary, context.rest, self._labels, self._well) if canary is not None and heard else None
+        self._canary: Canary | None = None
+        if canary is not None and (canary.event or context.config.brings(channel, canary.sobject)):
+            self._canary = Canary(canary, context.rest, self._labels, self._well)
         self._session_now: Session | None = None
         self._followed = Followed(c.connection, c.fields, self._topics)
         self._allocation = Allocation(context, name, self._sources, self._send, self._children)

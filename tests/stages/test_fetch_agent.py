@@ -66,9 +66,7 @@ def envelope(out: Output) -> Envelope:
 
 
 async def calls(desk: Desk) -> int:
-    """That read records: the look at the limits is made by a clock."""
-    counts = (await desk.state())["counts"]
-    return sum(counts.get(f"{resource} requests", 0) for resource in ("query", "queryAll"))
+    return int((await desk.state())["counts"].get("rest requests", 0))
 
 
 async def test_a_record_comes_back_as_a_row_with_the_position_before_the_read(bench: Bench, desk: Desk) -> None:

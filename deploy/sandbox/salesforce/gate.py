@@ -39,7 +39,6 @@ class Gate:
     def __call__(self, handler: Handler) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def answer(request: web.Request) -> web.StreamResponse:
             self.org.counts["rest requests"] += 1
-            self.org.counts[f"{_resource(request)} requests"] += 1
             try:
                 self._version(request)
                 user_id = self.oauth.user_of(request)
@@ -83,13 +82,6 @@ class Gate:
         if armed := self.org.faults.take("lock-row"):
             rows = f" or 1 records: {record_id}" if record_id else ""
             raise SalesforceError(int(armed.variant), "UNABLE_TO_LOCK_ROW", f"unable to obtain exclusive access to this record{rows}", [])
-
-
-def _resource(request: web.Request) -> str:
-    """What the route is of: `query`, `limits`, `composite`, …; `unknown` for an address that is none: callers make no counters."""
-    resource = request.match_info.route.resource
-    parts = resource.canonical.split("/") if resource is not None else []
-    return parts[4] if len(parts) > 4 else "unknown"
 
 
 def api(request: web.Request) -> str:
